@@ -1,0 +1,18 @@
+/* Device memory by account, and the seal: after a plan is placed nothing may allocate. */
+#pragma once
+
+#include "kernels/kernels.h"
+
+typedef struct Memory {
+    const Backend *k;
+    bool sealed;
+    size_t bytes;       /* alive now */
+    size_t peak_bytes;
+    int allocations;    /* calls of memory_alloc so far */
+} Memory;
+
+/* Zeroed device memory, aligned to 256 bytes. Ends the program (exit 1) when the device has none
+ * left. A CHECK failure once sealed. */
+void *memory_alloc(Memory *m, size_t bytes, const char *what);
+void memory_release(Memory *m, void *p, size_t bytes);
+void memory_seal(Memory *m, bool sealed);

@@ -1,0 +1,87 @@
+/* What an op is: one const table per op family member, next to its equations in op_*.c. */
+#pragma once
+
+#include "autograd/tensor.h"
+#include "kernels/kernels.h"
+
+enum { MAX_IN = 6, MAX_OUT = 2 };
+
+/* Bits that name a node's inputs and outputs. */
+#define IN(i) (1u << (i))
+#define OUT(i) (1u << (8 + (i)))
+
+typedef enum {
+    FORWARD,   /* a node's forward */
+    RECOMPUTE, /* the same, once more, during the backward half */
+    BACKWARD,  /* a node's backward */
+    GATHER,    /* brings a parameter bucket from its home and form to where steps compute */
+    REDUCE,    /* takes a bucket's gradient of this micro-step to its home */
+} Phase;
+
+/* Runs of rows (or elements) that belong to one sample each. `cu` is [n + 1], from 0. */
+typedef struct {
+    int n;
+    const int64_t *cu;
+} Segments;
+
+/* Latent sizes of the samples of a pack. */
+typedef struct {
+    int n;
+    const int64_t (*fhw)[3]; /* [n] F, H, W */
+} LatentSizes;
+
+typedef union {
+    struct { real alpha; int slice; } linear;           /* slice: of the residual's leading axis */
+    struct { real p; uint32_t purpose; Segments rows; } dropout;
+    struct { real eps; } norm;
+    struct { int64_t offset; } gate;
+    struct { int64_t heads; real eps; } qk_norm;
+    struct { int64_t heads; real scale; Segments rows; } attention;
+    struct { LatentSizes sizes; int64_t channels, patch, patch_t; } patch;
+    struct { LatentSizes grid; } axes;                  /* F', H', W' of the rows */
+    struct { Segments samples; } mse;
+} Attr;
+
+typedef struct Op Op;
+
+struct Node {
+    const Op *op;
+    Tensor *in[MAX_IN]; /* NULL where an optional input is absent */
+    Tensor *out[MAX_OUT];
+    Attr attr;
+    int segment;        /* which block it belongs to, from 1; 0: none (never recomputed) */
+    int id;
+};
+
+/* What a step of the plan runs with. */
+typedef struct {
+    const Backend *k;
+    Stream *stream;
+    unsigned first;     /* IN(i): this step assigns the gradient of input i; else it adds to it */
+    uint64_t seed;      /* of the run, for dropout */
+    uint32_t step;      /* optimizer step, for dropout */
+} Ctx;
+
+/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least. */
+typedef struct {
+    double flops, bytes;
+} Cost;
+
+struct Op {
+    const char *name;
+    unsigned consumes;  /* inputs whose memory output 0 may take over when nobody reads them later */
+    unsigned passes;    /* inputs whose gradient may take over that of output 0, likewise */
+    bool expensive;     /* kept by selective recomputation */
+    void (*forward)(const Node *n, const Ctx *c);
+    void (*backward)(const Node *n, const Ctx *c); /* NULL: the op is forward only */
+    unsigned (*needs)(const Node *n);              /* what backward will read of this node */
+    Cost (*cost)(const Node *n, Phase p);
+    /* Bytes of workspace that the kernels of this step want; NULL: none. */
+    size_t (*workspace)(const Node *n, Phase p, const Ctx *c);
+};
+
+/* 0 where the step assigns the gradient of input i, 1 where it adds. */
+static inline real ctx_keep(const Ctx *c, int i) { return c->first & IN(i) ? 0 : 1; }
+/* The gradient's address, or NULL when nobody needs it. */
+static inline void *grad_data(const Tensor *t) { return t && t->grad ? tensor_data(t->grad) : NULL; }
+static inline bool wants_grad(const Tensor *t) { return t && t->needs_grad; }

@@ -1,0 +1,175 @@
+/* Owns the list of steps, what each touches, and differentiation. */
+#include "autograd/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+Plan *plan_open(Graph *g) {
+    Plan *p = xcalloc(1, sizeof *p);
+    p->graph = g;
+    p->accumulate = 1;
+    p->steps = xcalloc((size_t)g->n_nodes, sizeof *p->steps);
+    for (int i = 0; i < g->n_nodes; i++)
+        p->steps[p->n_steps++] = (Step){.phase = FORWARD, .node = g->nodes[i], .bucket = -1};
+    return p;
+}
+
+void plan_close(Plan *p) {
+    if (!p) return;
+    free(p->steps);
+    free(p->lives);
+    free(p->ends);
+    free(p);
+}
+
+void plan_insert(Plan *p, int i, Step s) {
+    p->steps = xrealloc(p->steps, (size_t)(p->n_steps + 1) * sizeof *p->steps);
+    memmove(&p->steps[i + 1], &p->steps[i], (size_t)(p->n_steps - i) * sizeof *p->steps);
+    p->steps[i] = s;
+    p->n_steps++;
+}
+
+static void touch_forward(const Node *n, Visit visit, void *arg) {
+    for (int i = 0; i < MAX_IN; i++)
+        if (n->in[i]) visit(n->in[i], false, arg);
+    for (int i = 0; i < MAX_OUT; i++)
+        if (n->out[i]) visit(n->out[i], true, arg);
+}
+
+static void touch_backward(const Step *s, Visit visit, void *arg) {
+    const Node *n = s->node;
+    unsigned needs = n->op->needs(n);
+    for (int i = 0; i < MAX_IN; i++)
+        if (n->in[i] && needs & IN(i)) visit(n->in[i], false, arg);
+    for (int i = 0; i < MAX_OUT; i++) {
+        if (!n->out[i]) continue;
+        if (needs & OUT(i)) visit(n->out[i], false, arg);
+        if (n->out[i]->grad) visit(n->out[i]->grad, false, arg);
+    }
+    for (int i = 0; i < MAX_IN; i++)
+        if (n->in[i] && n->in[i]->grad) visit(n->in[i]->grad, s->first & IN(i), arg);
+}
+
+void step_touch(const Plan *p, const Step *s, Visit visit, void *arg) {
+    switch (s->phase) {
+    case FORWARD:
+    case RECOMPUTE: touch_forward(s->node, visit, arg); break;
+    case BACKWARD: touch_backward(s, visit, arg); break;
+    case GATHER: visit(p->graph->bucket[s->bucket], true, arg); break;
+    case REDUCE: visit(p->graph->bucket_grad[s->bucket], false, arg); break;
+    }
+}
+
+/* Which elements of a root's gradient have been written so far: disjoint ranges. */
+typedef struct {
+    struct { int64_t from, to; } *range;
+    int n;
+} Cover;
+
+/* Elements of [from, to) that are covered. */
+static int64_t covered(const Cover *c, int64_t from, int64_t to) {
+    int64_t n = 0;
+    for (int i = 0; i < c->n; i++)
+        n += MAX(0, MIN(to, c->range[i].to) - MAX(from, c->range[i].from));
+    return n;
+}
+
+static void cover_add(Cover *c, int64_t from, int64_t to) {
+    c->range = xrealloc(c->range, (size_t)(c->n + 1) * sizeof *c->range);
+    c->range[c->n].from = from;
+    c->range[c->n++].to = to;
+}
+
+/* The gradient tensor of a root, made on its first use. */
+static Tensor *root_grad(Graph *g, Tensor *root) {
+    if (root->grad) return root->grad;
+    DType type = root->role == ROLE_BUCKET ? DT_REAL : root->dtype;
+    Tensor *grad = graph_tensor(g, root->name, root->shape, type, ROLE_GRAD);
+    grad->output = root->role == ROLE_INPUT;
+    if (root->role == ROLE_BUCKET)
+        for (int b = 0; b < g->params->n_buckets; b++)
+            if (g->bucket[b] == root) g->bucket_grad[b] = grad;
+    return root->grad = grad;
+}
+
+static void make_grad(Graph *g, Tensor *t) {
+    if (t->grad) return;
+    Tensor *root = root_grad(g, tensor_root(t));
+    if (t->base) t->grad = graph_view(g, root, t->offset, t->shape);
+}
+
+/* Says whether input i's gradient is assigned by this step, and notes it as written. */
+static bool assigns(Cover *cover, const Node *n, int i) {
+    const Tensor *t = n->in[i];
+    int64_t from = t->offset, to = from + tensor_count(t);
+    int64_t have = covered(cover, from, to);
+    CHECK(have == 0 || have == to - from, "%s: the gradient of %s is partly written", n->op->name,
+          t->name);
+    if (have) return false;
+    cover_add(cover, from, to);
+    return true;
+}
+
+/* True where the whole gradient of the node's output has been written; false where nothing has. */
+static bool reached(const Cover *cover, const Node *n) {
+    const Tensor *y = n->out[0];
+    int64_t have = covered(&cover[y->id], 0, tensor_count(y));
+    CHECK(have == 0 || have == tensor_count(y), "%s: the gradient of %s has holes", n->op->name,
+          y->name);
+    return have != 0;
+}
+
+static void append(Plan *p, Step s) {
+    plan_insert(p, p->n_steps, s);
+}
+
+/* A trained parameter that no step gives a gradient would be updated by whatever lies there. */
+static void check_trained(const Graph *g, const Cover *cover) {
+    for (int i = 0; g->params && i < g->params->n_params; i++) {
+        const Param *q = &g->params->param[i];
+        const Tensor *bucket = g->bucket[q->bucket];
+        if (!q->trained) continue;
+        int64_t n = param_count(q);
+        CHECK(bucket && covered(&cover[bucket->id], q->offset, q->offset + n) == n,
+              "%s is trained but the loss does not depend on it", q->name);
+    }
+}
+
+void plan_backward(Plan *p, Tensor *loss) {
+    Graph *g = p->graph;
+    CHECK(tensor_count(loss) == 1 && loss->needs_grad, "%s is not a loss that anything trains on",
+          loss->name);
+    p->loss = loss;
+    loss->output = true;
+    loss->grad = graph_tensor(g, "loss.grad", loss->shape, loss->dtype, ROLE_INPUT);
+    int n_tensors = g->n_tensors;
+    Cover *cover = xcalloc((size_t)n_tensors, sizeof *cover);
+    cover_add(&cover[loss->id], 0, 1);
+    for (int i = g->n_nodes - 1; i >= 0; i--) {
+        Node *n = g->nodes[i];
+        if (!n->out[0]->needs_grad || !reached(cover, n)) continue;
+        CHECK(n->op->backward, "%s has no backward", n->op->name);
+        Step s = {.phase = BACKWARD, .node = n, .bucket = -1};
+        for (int j = 0; j < MAX_IN; j++) {
+            if (!wants_grad(n->in[j])) continue;
+            make_grad(g, n->in[j]);
+            if (assigns(&cover[tensor_root(n->in[j])->id], n, j)) s.first |= IN(j);
+        }
+        append(p, s);
+    }
+    check_trained(g, cover);
+    for (int i = 0; i < n_tensors; i++) free(cover[i].range);
+    free(cover);
+}
+
+Cost plan_cost(const Plan *p, int phase) {
+    Cost sum = {0};
+    for (int i = 0; i < p->n_steps; i++) {
+        const Step *s = &p->steps[i];
+        if (!s->node || (phase >= 0 && (int)s->phase != phase)) continue;
+        Cost c = s->node->op->cost(s->node, s->phase);
+        sum.flops += c.flops;
+        sum.bytes += c.bytes;
+    }
+    return sum;
+}

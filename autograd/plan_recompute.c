@@ -1,0 +1,58 @@
+/* The recomputation pass: before a backward step, the forward steps whose values it reads and which
+ * the segment's policy did not keep. Executing a node again redefines its outputs, so the first life
+ * of each ends at its last forward use by itself; nothing is ever dropped by hand.
+ *
+ * Steps come as late as possible: the feed-forward half of a block is computed again and
+ * differentiated before the attention half is computed again. */
+#include "autograd/plan.h"
+
+#include <stdlib.h>
+
+typedef struct {
+    Plan *out;
+    const Recompute *policy;
+    bool *done; /* by node id: its values are there (again) */
+} Pass;
+
+static bool kept(const Pass *a, const Node *n, int segment) {
+    if (n->segment != segment || a->policy[segment] == RECOMPUTE_NONE) return true;
+    return a->policy[segment] == RECOMPUTE_SELECTIVE && n->op->expensive;
+}
+
+static void append(Plan *p, Step s) {
+    plan_insert(p, p->n_steps, s);
+}
+
+static void ensure(Pass *a, const Tensor *t, int segment) {
+    Node *n = tensor_root((Tensor *)t)->from;
+    if (!n || a->done[n->id] || kept(a, n, segment)) return;
+    for (int i = 0; i < MAX_IN; i++)
+        if (n->in[i]) ensure(a, n->in[i], segment);
+    append(a->out, (Step){.phase = RECOMPUTE, .node = n, .bucket = -1});
+    a->done[n->id] = true;
+}
+
+static void ensure_needs(Pass *a, const Node *n) {
+    unsigned needs = n->op->needs(n);
+    for (int i = 0; i < MAX_IN; i++)
+        if (n->in[i] && needs & IN(i)) ensure(a, n->in[i], n->segment);
+    for (int i = 0; i < MAX_OUT; i++)
+        if (n->out[i] && needs & OUT(i)) ensure(a, n->out[i], n->segment);
+}
+
+void plan_recompute(Plan *p, const Recompute *policy, int n_segments) {
+    Plan old = *p;
+    Pass a = {p, policy, xcalloc((size_t)p->graph->n_nodes, sizeof(bool))};
+    p->steps = NULL;
+    p->n_steps = 0;
+    for (int i = 0; i < old.n_steps; i++) {
+        const Step *s = &old.steps[i];
+        if (s->phase == BACKWARD && s->node->segment) {
+            CHECK(s->node->segment <= n_segments, "segment %d has no policy", s->node->segment);
+            ensure_needs(&a, s->node);
+        }
+        append(p, *s);
+    }
+    free(a.done);
+    free(old.steps);
+}

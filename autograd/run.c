@@ -1,0 +1,134 @@
+/* Owns execution: memory of a placed plan, and the loop over its steps. */
+#include "autograd/run.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void bind(Run *r) {
+    const Graph *g = r->plan->graph;
+    int64_t at = 0;
+    for (int i = 0; i < g->n_tensors; i++) {
+        Tensor *t = g->tensors[i];
+        if (t->role != ROLE_CONST || t->base) continue;
+        t->data = r->constants + at;
+        r->memory->k->upload(r->stream, t->data, t->host, tensor_bytes(t));
+        at += align_up((int64_t)tensor_bytes(t), 256);
+    }
+    for (int b = 0; g->params && b < g->params->n_buckets; b++) {
+        const Bucket *bucket = &g->params->bucket[b];
+        Tensor *copy = g->bucket[b], *grad = g->bucket_grad[b];
+        if (copy && copy->resident) copy->data = bucket->resident;
+        if (grad && grad->resident) grad->data = bucket->grad;
+    }
+    for (int i = 0; i < r->plan->n_lives; i++) {
+        const Life *life = &r->plan->lives[i];
+        if (life->tensor->role == ROLE_INPUT) life->tensor->data = r->arena + life->offset;
+    }
+}
+
+Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
+    Run *r = xcalloc(1, sizeof *r);
+    *r = (Run){.plan = p, .memory = m, .stream = s, .arena = arena, .owns_arena = !arena};
+    if (!arena) r->arena = memory_alloc(m, (size_t)(p->arena_bytes + p->workspace_bytes), "arena");
+    r->constants = memory_alloc(m, (size_t)p->const_bytes, "constants");
+    bind(r);
+    return r;
+}
+
+void run_close(Run *r) {
+    if (!r) return;
+    const Plan *p = r->plan;
+    memory_release(r->memory, r->constants, (size_t)p->const_bytes);
+    if (r->owns_arena)
+        memory_release(r->memory, r->arena, (size_t)(p->arena_bytes + p->workspace_bytes));
+    free(r);
+}
+
+void run_input(Run *r, Tensor *t, const void *host) {
+    CHECK(t->role == ROLE_INPUT, "%s is not an input", t->name);
+    if (t->data) r->memory->k->upload(r->stream, t->data, host, tensor_bytes(t));
+}
+
+void run_output(Run *r, const Tensor *t, void *host) {
+    r->memory->k->download(r->stream, host, tensor_data(t), tensor_bytes(t));
+    r->memory->k->stream_sync(r->stream);
+}
+
+static void poison(Run *r, const Life *life) {
+    static const uint32_t PATTERN = 0xffffffffu; /* a NaN in f64, f32, bf16 and f16 */
+    size_t bytes = tensor_bytes(life->tensor);
+    char *host = xcalloc(bytes, 1);
+    memset(host, (int)(PATTERN & 0xff), bytes);
+    r->memory->k->upload(r->stream, r->arena + life->offset, host, bytes);
+    r->memory->k->stream_sync(r->stream);
+    free(host);
+}
+
+/* Lives begin and end around step i: addresses appear and go. */
+static void begin_lives(Run *r, int i, int *next) {
+    for (; *next < r->plan->n_lives && r->plan->lives[*next].from == i; ++*next) {
+        const Life *life = &r->plan->lives[*next];
+        life->tensor->data = r->arena + life->offset;
+        int64_t end = life->offset + (int64_t)align_up((int64_t)tensor_bytes(life->tensor), 256);
+        r->high_water_bytes = MAX(r->high_water_bytes, end);
+        if (r->poison && life->taken_from < 0 && life->tensor->role != ROLE_INPUT) poison(r, life);
+    }
+}
+
+static void end_lives(Run *r, int i, int *next) {
+    const Plan *p = r->plan;
+    for (; *next < p->n_lives && p->lives[p->ends[*next]].to == i; ++*next) {
+        const Life *life = &p->lives[p->ends[*next]];
+        if (r->poison && !life->given) poison(r, life);
+        if (life->tensor->role != ROLE_INPUT) life->tensor->data = NULL;
+    }
+}
+
+static void gather(Run *r, int b) {
+    const Graph *g = r->plan->graph;
+    const Bucket *bucket = &g->params->bucket[b];
+    const Tensor *copy = g->bucket[b];
+    const Backend *k = r->memory->k;
+    if (bucket->home == HOME_DEVICE)
+        k->cast(r->stream, bucket->form, copy->dtype, bucket->count, bucket->resident, copy->data);
+    for (int i = 0; i < bucket->n_sources; i++) {
+        const Source *s = &bucket->sources[i];
+        char *to = (char *)copy->data + s->offset * (int64_t)dtype_size(copy->dtype);
+        k->cast(r->stream, s->form, copy->dtype, s->count, s->data, to);
+    }
+}
+
+/* Adds the parameters' ranges only: gaps between them were never written. */
+static void reduce(Run *r, int b, int micro) {
+    const Graph *g = r->plan->graph;
+    const Bucket *bucket = &g->params->bucket[b];
+    const real *grad = g->bucket_grad[b]->data;
+    for (int i = 0; i < g->params->n_params; i++) {
+        const Param *q = &g->params->param[i];
+        if (q->bucket != b) continue;
+        r->memory->k->axpy(r->stream, DT_REAL, param_count(q), 1, grad + q->offset, micro ? 1 : 0,
+                           bucket->grad + q->offset);
+    }
+}
+
+void run_plan(Run *r, const RunArgs *args) {
+    Plan *p = r->plan;
+    const Backend *k = r->memory->k;
+    k->stream_workspace(r->stream, r->arena + p->arena_bytes, (size_t)p->workspace_bytes);
+    if (p->loss) run_input(r, p->loss->grad, &args->loss_grad);
+    Ctx c = {.k = k, .stream = r->stream, .seed = args->seed, .step = args->step};
+    int begun = 0, ended = 0;
+    for (int i = 0; i < p->n_steps; i++) {
+        const Step *s = &p->steps[i];
+        begin_lives(r, i, &begun);
+        c.first = s->first;
+        switch (s->phase) {
+        case FORWARD:
+        case RECOMPUTE: s->node->op->forward(s->node, &c); break;
+        case BACKWARD: s->node->op->backward(s->node, &c); break;
+        case GATHER: gather(r, s->bucket); break;
+        case REDUCE: reduce(r, s->bucket, args->micro); break;
+        }
+        end_lives(r, i, &ended);
+    }
+}

@@ -1,0 +1,32 @@
+/* The executor: binds a placed plan to memory and runs its steps in order. */
+#pragma once
+
+#include "autograd/plan.h"
+
+typedef struct Run {
+    Plan *plan;
+    Memory *memory;
+    Stream *stream;
+    char *arena, *constants; /* device memory; the workspace is the arena's tail */
+    bool owns_arena;
+    bool poison;             /* tests: memory is NaN before a life and after it */
+    int64_t high_water_bytes; /* highest byte of the arena that was alive so far */
+} Run;
+
+/* Allocates constants, and the arena when `arena` is NULL (else it must hold arena + workspace). */
+Run *run_open(Plan *p, Memory *m, Stream *s, void *arena);
+void run_close(Run *r);
+
+/* Writes an input. `host` holds tensor_count elements of t->dtype. */
+void run_input(Run *r, Tensor *t, const void *host);
+/* Reads an output (a tensor marked so) after a run. */
+void run_output(Run *r, const Tensor *t, void *host);
+
+typedef struct {
+    uint64_t seed;
+    uint32_t step;  /* optimizer step from 0, for dropout */
+    int micro;      /* micro-step of it, from 0: 0 starts the accumulated gradients anew */
+    real loss_grad; /* the factor that all gradients carry: 1 / (micro-steps x ranks) */
+} RunArgs;
+
+void run_plan(Run *r, const RunArgs *args);

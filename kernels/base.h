@@ -1,0 +1,94 @@
+/* What every file may rely on: the number types, the two kinds of failure, small helpers.
+ *
+ * This is the only file in which #ifdef is legal. The f64 build (gradient checks) compiles the
+ * same sources with REAL_IS_DOUBLE; `real` is then double and DT_REAL is DT_F64.
+ */
+#pragma once
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define HD __host__ __device__
+#else
+#define HD
+#endif
+
+#ifdef __cplusplus
+#define NORETURN [[noreturn]]
+#else
+#define NORETURN _Noreturn
+#endif
+
+#ifdef REAL_IS_DOUBLE
+typedef double real;
+#define DT_REAL DT_F64
+#else
+typedef float real;
+#define DT_REAL DT_F32
+#endif
+
+/* The widest vector registers that the CPU kernels count on. */
+#ifdef __AVX512F__
+#define VECTOR_BYTES 64
+#else
+#define VECTOR_BYTES 32
+#endif
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* Number types as they are stored. Arithmetic is done in DT_REAL, DT_BF16 and DT_F16 only; the
+ * others occur in files and in index inputs. The names are those of safetensors ("F32", "BF16"). */
+typedef enum {
+    DT_F32, DT_BF16, DT_F16, DT_F64,
+    DT_I64, DT_I32, DT_I16, DT_I8, DT_U64, DT_U32, DT_U16, DT_U8, DT_BOOL,
+    DT_F8_E4M3, DT_F8_E5M2,
+    DT_COUNT
+} DType;
+
+size_t dtype_size(DType t);                       /* bytes of one element */
+const char *dtype_name(DType t);                  /* "F32" */
+bool dtype_from_name(const char *name, DType *t); /* false: no such type */
+
+static inline int64_t align_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Exit codes of the program (the interface of scripts; see README). */
+enum { EXIT_WORLD = 1, EXIT_USER = 2, EXIT_DATA = 3, EXIT_STOPPED = 75 };
+
+/* A failure that the caller decides about. `text` is one or more complete sentences without the
+ * trailing newline: where, what was expected, how to mend it. exit_code 0 means no error. */
+typedef struct {
+    int exit_code;
+    char text[1200];
+} Error;
+
+/* Fills *e (which may be NULL) and returns false, so that `return error_set(...)` reads well. */
+bool error_set(Error *e, int exit_code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* A user's mistake: prints "cogsmith: " and the text on stderr, and ends the program with 2. */
+NORETURN void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Ends the program with an error's own text and exit code. */
+NORETURN void die_error(const Error *e);
+
+/* A bug: prints file:line, the condition and the text, and aborts. */
+NORETURN void check_failed(const char *file, int line, const char *condition, const char *format,
+                           ...) __attribute__((format(printf, 4, 5)));
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);               \
+    } while (0)
+
+/* Host memory for metadata; ends the program when there is none. Never returns NULL. */
+void *xcalloc(size_t count, size_t size);
+void *xrealloc(void *p, size_t size);
+char *xstrdup(const char *s);
+/* A formatted string of its own memory. */
+char *xprintf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Seconds of a monotonic clock. */
+double now_seconds(void);

@@ -1,0 +1,109 @@
+/* What the CPU's kernel files share; nothing outside kernels/ includes it.
+ *
+ * A cpu_NAME below is the entry NAME of Backend, with its promises.
+ */
+#pragma once
+
+#include "kernels/kernels.h"
+
+/* Compiled matrix products of one stream (gemm_*.c). */
+typedef struct GemmCache GemmCache;
+GemmCache *gemm_cache_open(void);
+void gemm_cache_close(GemmCache *c);
+
+struct Stream {
+    GemmCache *gemms;
+    void *workspace;
+    size_t workspace_bytes;
+};
+
+/* Below this many elements one thread is faster than waking the others. */
+enum { PARALLEL_MIN = 16384 };
+
+enum { LANES = VECTOR_BYTES / sizeof(real) };
+typedef real Vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef real VecAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+static inline Vec vec_load(const real *p) { return *(const VecAnywhere *)p; }
+static inline void vec_store(real *p, Vec v) { *(VecAnywhere *)p = v; }
+
+/* The sum of the lanes, by halves. */
+static inline real vec_sum(Vec v) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+}
+
+/* keep * old + new, without reading old where keep is 0. */
+static inline real kept(real keep, const real *old, real new) {
+    return keep != 0 ? keep * *old + new : new;
+}
+
+static inline void check_type(DType t, const char *kernel) {
+    CHECK(t == DT_REAL, "%s: the CPU computes in %s, not %s", kernel, dtype_name(DT_REAL),
+          dtype_name(t));
+}
+
+/* Sums over rows (reduce_cpu.c). A block of columns is summed by one thread; the rows come in
+ * order, in chunks of ROW_CHUNK counted from the first. */
+enum { COLUMN_BLOCK = 1024 };
+
+/* Columns of a block, <= COLUMN_BLOCK, so that every thread has one. */
+int64_t column_block(int64_t cols);
+
+/* x[i] and what is summed with it: for rows [first, last) and n columns,
+ * sum[j] = sum of x[i,j], product[j] = sum of x[i,j] * y[i,j]. With stats [rows,2] (mean, 1/deviation)
+ * the second factor is the normalised (y - mean) * rstd. sum and product may be NULL. */
+typedef struct {
+    const real *x, *y;                   /* at row 0 and the block's first column */
+    const real *stats;
+    int64_t ld;
+} RowSums;
+void sum_rows(const RowSums *r, int64_t first, int64_t last, int64_t n, real *sum, real *product);
+
+/* The end of the run of rows from `first` on that use the same modulation row. */
+int64_t run_end(const int32_t *mod_row, int64_t first, int64_t rows);
+
+void cpu_cast(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
+size_t cpu_gemm_workspace(Stream *s, const Gemm *g);
+void cpu_gemm(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias, void *c);
+void cpu_column_sum(Stream *s, DType t, int64_t rows, int64_t cols, int64_t ld, const void *x,
+                    real keep, real *y);
+void cpu_gelu(Stream *s, DType t, int64_t n, const void *x, void *y);
+void cpu_gelu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
+                   void *dx);
+void cpu_silu(Stream *s, DType t, int64_t n, const void *x, void *y);
+void cpu_silu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
+                   void *dx);
+void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real keep, void *y);
+void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y);
+void cpu_norm(Stream *s, const Norm *n, void *y);
+void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g);
+void cpu_gate(Stream *s, const Gate *g, const void *x, void *y);
+void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da,
+                   real keep_dmod, void *dmod);
+void cpu_qk_norm(Stream *s, const QkNorm *q, void *y);
+void cpu_qk_norm_grad(Stream *s, const QkNorm *q, const QkNormGrad *g);
+size_t cpu_attention_workspace(Stream *s, const Attention *a, bool backward);
+void cpu_attention(Stream *s, const Attention *a, void *out, real *lse);
+void cpu_attention_grad(Stream *s, const Attention *a, const void *out, const real *lse,
+                        const void *dout, void *dq, void *dk, void *dv);
+void cpu_join(Stream *s, DType t, int64_t rows, int64_t width, const int32_t *source,
+              const void *text, const void *video, void *y);
+void cpu_split(Stream *s, DType t, int64_t rows, int64_t width, const int32_t *source,
+               const void *dy, real keep_text, void *dtext, real keep_video, void *dvideo);
+void cpu_gather_rows(Stream *s, DType t, int64_t n, int64_t width, const int32_t *index,
+                     const void *x, void *y);
+void cpu_scatter_rows(Stream *s, DType t, int64_t n, int64_t rows, int64_t width,
+                      const int32_t *index, const void *dy, real keep, void *dx);
+void cpu_patchify(Stream *s, const Patch *p, const void *x, real keep, void *rows);
+void cpu_unpatchify(Stream *s, const Patch *p, const void *rows, real keep, void *x);
+void cpu_add_axes(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
+                  const void *tf, const void *tw, const void *th, const void *x, void *y);
+void cpu_mse(Stream *s, DType t, int samples, const int64_t *cu, const void *x, const real *target,
+             real *loss, real *per_sample);
+void cpu_mse_grad(Stream *s, DType t, int samples, const int64_t *cu, const void *x,
+                  const real *target, const real *dloss, real keep, void *dx);
+void cpu_adamw(Stream *s, const AdamW *a, int64_t n, const real *grad, real *master, real *m,
+               real *v);
+void cpu_sum_squares(Stream *s, int64_t n, const real *x, double *partial);

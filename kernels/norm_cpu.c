@@ -1,0 +1,235 @@
+/* LayerNorm with modulation over whole rows, and the q/k norm with rotation over heads. */
+#include "kernels/cpu.h"
+#include "kernels/math.h"
+
+enum { MAX_HEAD = 256 };
+
+typedef struct {
+    real mean, rstd;
+} Moments;
+
+/* Sum of x - shift, or of its square; four vectors of sums hide the latency of the addition. */
+static inline real sum_shifted(const real *x, int64_t n, real shift, bool square) {
+    Vec sums[4] = {{0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= n; i += 4 * LANES)
+        for (int k = 0; k < 4; k++) {
+            Vec d = vec_load(x + i + k * LANES) - shift;
+            sums[k] += square ? d * d : d;
+        }
+    real total = vec_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < n; i++) total += square ? (x[i] - shift) * (x[i] - shift) : x[i] - shift;
+    return total;
+}
+
+static inline Moments moments(const real *x, int64_t n, real eps) {
+    Moments m;
+    m.mean = sum_shifted(x, n, 0, false) / (real)n;
+    m.rstd = 1 / sqrt_real(sum_shifted(x, n, m.mean, true) / (real)n + eps);
+    return m;
+}
+
+static const real *mod_of(const Norm *n, int64_t row) {
+    return n->mod_rows ? (const real *)n->mod + n->mod_row[row] * n->mod_width : NULL;
+}
+
+static void norm_row(const Norm *n, int64_t row, real *restrict y) {
+    const real *x = (const real *)n->x + row * n->width, *gamma = n->gamma, *beta = n->beta;
+    const real *shift = mod_of(n, row), *scale = shift ? shift + n->width : NULL;
+    Moments m = moments(x, n->width, n->eps);
+    n->stats[2 * row] = m.mean;
+    n->stats[2 * row + 1] = m.rstd;
+    if (shift)
+        for (int64_t j = 0; j < n->width; j++)
+            y[j] = ((x[j] - m.mean) * m.rstd * gamma[j] + beta[j]) * (1 + scale[j]) + shift[j];
+    else
+        for (int64_t j = 0; j < n->width; j++) y[j] = (x[j] - m.mean) * m.rstd * gamma[j] + beta[j];
+}
+
+void cpu_norm(Stream *s, const Norm *n, void *y) {
+    (void)s;
+    check_type(n->t, "norm");
+#pragma omp parallel for schedule(static) if (n->rows * n->width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n->rows; i++) norm_row(n, i, (real *)y + i * n->width);
+}
+
+/* g = the gradient at the normalised row; sums g and g * xhat. */
+static inline void sum_row_grad(const real *dy, const real *x, const real *gamma, const real *scale,
+                                Moments m, int64_t n, real *sum, real *product) {
+    Vec sums[2] = {{0}}, products[2] = {{0}};
+    int64_t j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES)
+        for (int k = 0; k < 2; k++) {
+            int64_t at = j + k * LANES;
+            Vec g = vec_load(dy + at) * vec_load(gamma + at);
+            if (scale) g *= 1 + vec_load(scale + at);
+            sums[k] += g;
+            products[k] += g * ((vec_load(x + at) - m.mean) * m.rstd);
+        }
+    *sum = vec_sum(sums[0] + sums[1]);
+    *product = vec_sum(products[0] + products[1]);
+    for (; j < n; j++) {
+        real g = dy[j] * gamma[j] * (scale ? 1 + scale[j] : 1);
+        *sum += g;
+        *product += g * ((x[j] - m.mean) * m.rstd);
+    }
+}
+
+/* dx = keep * dx + rstd * (g - mean(g) - xhat * mean(g * xhat)). */
+static inline void norm_row_grad(const real *dy, const real *x, const real *gamma, const real *scale,
+                                 Moments m, int64_t n, real keep, real *dx) {
+    real sum, product;
+    sum_row_grad(dy, x, gamma, scale, m, n, &sum, &product);
+    sum /= (real)n;
+    product /= (real)n;
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        real g = dy[j] * gamma[j] * (scale ? 1 + scale[j] : 1);
+        dx[j] = kept(keep, dx + j, m.rstd * (g - sum - (x[j] - m.mean) * m.rstd * product));
+    }
+}
+
+/* Over a run of rows with the same modulation let P = sum of dy and Q = sum of dy * xhat. Then
+ * dshift = P, dscale = gamma Q + beta P, and gamma and beta get (1 + scale) Q and (1 + scale) P. */
+static void add_run(const Norm *n, const NormGrad *g, int64_t row, int64_t j0, int64_t count,
+                    const real *p, const real *q) {
+    const real *gamma = (const real *)n->gamma + j0, *beta = (const real *)n->beta + j0;
+    const real *shift = mod_of(n, row), *scale = shift ? shift + n->width + j0 : NULL;
+    real *dshift = g->dmod ? (real *)g->dmod + n->mod_row[row] * n->mod_width + j0 : NULL;
+    for (int64_t j = 0; j < count; j++) {
+        real factor = scale ? 1 + scale[j] : 1;
+        if (g->dgamma) g->dgamma[j0 + j] += factor * q[j];
+        if (g->dbeta) g->dbeta[j0 + j] += factor * p[j];
+        if (!dshift) continue;
+        dshift[j] += p[j];
+        dshift[n->width + j] += gamma[j] * q[j] + beta[j] * p[j];
+    }
+}
+
+static void add_norm_columns(const Norm *n, const NormGrad *g, int64_t j0, int64_t count) {
+    RowSums sums = {(const real *)g->dy + j0, (const real *)n->x + j0, n->stats, n->width};
+    const int32_t *mod_row = n->mod_rows ? n->mod_row : NULL;
+    for (int64_t j = j0; g->dgamma && j < j0 + count; j++)
+        g->dgamma[j] = kept(g->keep_dgamma, g->dgamma + j, 0);
+    for (int64_t j = j0; g->dbeta && j < j0 + count; j++)
+        g->dbeta[j] = kept(g->keep_dbeta, g->dbeta + j, 0);
+    for (int64_t first = 0, last; first < n->rows; first = last) {
+        real p[COLUMN_BLOCK], q[COLUMN_BLOCK];
+        last = run_end(mod_row, first, n->rows);
+        sum_rows(&sums, first, last, count, p, q);
+        add_run(n, g, first, j0, count, p, q);
+    }
+}
+
+void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g) {
+    (void)s;
+    check_type(n->t, "norm_grad");
+    int64_t width = n->width, block = column_block(width);
+    real *dmod = g->dmod;
+    for (int64_t i = 0; dmod && i < n->mod_rows * n->mod_width; i++)
+        dmod[i] = kept(g->keep_dmod, dmod + i, 0);
+    if (g->dgamma || g->dbeta || dmod) {
+#pragma omp parallel for schedule(static) if (n->rows * width >= PARALLEL_MIN)
+        for (int64_t j = 0; j < width; j += block)
+            add_norm_columns(n, g, j, MIN(block, width - j));
+    }
+    if (!g->dx) return;
+#pragma omp parallel for schedule(static) if (n->rows * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n->rows; i++) {
+        const real *mod = mod_of(n, i);
+        Moments m = {n->stats[2 * i], n->stats[2 * i + 1]};
+        norm_row_grad((const real *)g->dy + i * width, (const real *)n->x + i * width, n->gamma,
+                      mod ? mod + width : NULL, m, width, g->keep_dx, (real *)g->dx + i * width);
+    }
+}
+
+/* y = pairs of x turned by the angles of rope (cos, sin); direction -1 turns back. */
+static inline void rotate(const real *restrict x, const real *rope, int64_t n, real direction,
+                          real *restrict y) {
+    for (int64_t j = 0; j < n; j += 2) {
+        real cosine = rope ? rope[j] : 1, sine = rope ? direction * rope[j + 1] : 0;
+        y[j] = x[j] * cosine - x[j + 1] * sine;
+        y[j + 1] = x[j + 1] * cosine + x[j] * sine;
+    }
+}
+
+static void qk_norm_row(const QkNorm *q, int z, int64_t row, real *y) {
+    int64_t size = q->head_size, width = q->heads * size;
+    const real *x = (const real *)q->x + (z * q->rows + row) * width;
+    const real *gamma = q->gamma[z], *beta = q->beta[z];
+    const real *rope = q->rope ? q->rope + row * size : NULL;
+    for (int64_t h = 0; h < width; h += size) {
+        real normal[MAX_HEAD];
+        Moments m = moments(x + h, size, q->eps);
+        for (int64_t j = 0; j < size; j++)
+            normal[j] = (x[h + j] - m.mean) * m.rstd * gamma[j] + beta[j];
+        rotate(normal, rope, size, 1, y + (z * q->rows + row) * width + h);
+    }
+}
+
+void cpu_qk_norm(Stream *s, const QkNorm *q, void *y) {
+    (void)s;
+    check_type(q->t, "qk_norm");
+    CHECK(q->head_size <= MAX_HEAD && q->head_size % 2 == 0, "qk_norm: head size %lld",
+          (long long)q->head_size);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < 2 * q->rows; i++) qk_norm_row(q, i >= q->rows, i % q->rows, y);
+}
+
+/* Sums over the heads of one row, then over the rows of a chunk. */
+typedef struct {
+    real gamma[MAX_HEAD], beta[MAX_HEAD];
+} HeadSums;
+
+static void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_t row,
+                             HeadSums *chunk) {
+    int64_t size = q->head_size, width = q->heads * size, at = (z * q->rows + row) * width;
+    const real *rope = q->rope ? q->rope + row * size : NULL;
+    HeadSums sums = {{0}, {0}};
+    for (int64_t h = at; h < at + width; h += size) {
+        const real *x = (const real *)q->x + h;
+        real dnormal[MAX_HEAD];
+        Moments m = moments(x, size, q->eps);
+        rotate((const real *)g->dy + h, rope, size, -1, dnormal);
+        for (int64_t j = 0; j < size; j++) {
+            sums.gamma[j] += dnormal[j] * ((x[j] - m.mean) * m.rstd);
+            sums.beta[j] += dnormal[j];
+        }
+        if (g->dx)
+            norm_row_grad(dnormal, x, q->gamma[z], NULL, m, size, g->keep_dx, (real *)g->dx + h);
+    }
+    for (int64_t j = 0; j < size; j++) {
+        chunk->gamma[j] += sums.gamma[j];
+        chunk->beta[j] += sums.beta[j];
+    }
+}
+
+static void add_chunk(const QkNorm *q, const QkNormGrad *g, int z, const HeadSums *chunk) {
+    for (int64_t j = 0; j < q->head_size; j++) {
+        if (g->dgamma[z]) g->dgamma[z][j] += chunk->gamma[j];
+        if (g->dbeta[z]) g->dbeta[z][j] += chunk->beta[j];
+    }
+}
+
+void cpu_qk_norm_grad(Stream *s, const QkNorm *q, const QkNormGrad *g) {
+    (void)s;
+    check_type(q->t, "qk_norm_grad");
+    CHECK(q->head_size <= MAX_HEAD && q->head_size % 2 == 0, "qk_norm_grad: head size %lld",
+          (long long)q->head_size);
+    for (int z = 0; z < 2; z++)
+        for (int64_t j = 0; j < q->head_size; j++) {
+            if (g->dgamma[z]) g->dgamma[z][j] = kept(g->keep_dgamma[z], g->dgamma[z] + j, 0);
+            if (g->dbeta[z]) g->dbeta[z][j] = kept(g->keep_dbeta[z], g->dbeta[z] + j, 0);
+        }
+    int64_t chunks = (q->rows + ROW_CHUNK - 1) / ROW_CHUNK;
+#pragma omp parallel for ordered schedule(static, 1)
+    for (int64_t c = 0; c < 2 * chunks; c++) {
+        HeadSums chunk = {{0}, {0}};
+        int z = c >= chunks;
+        int64_t first = (c - z * chunks) * ROW_CHUNK;
+        for (int64_t i = first; i < MIN(first + ROW_CHUNK, q->rows); i++)
+            qk_norm_row_grad(q, g, z, i, &chunk);
+#pragma omp ordered
+        add_chunk(q, g, z, &chunk);
+    }
+}

@@ -1,0 +1,133 @@
+/* Kernels that treat each element by itself, and the gate of a residual. */
+#include "kernels/cpu.h"
+#include "kernels/math.h"
+#include "kernels/random.h"
+
+void cpu_gelu(Stream *s, DType t, int64_t n, const void *x, void *y) {
+    (void)s;
+    check_type(t, "gelu");
+    const real *from = x;
+    real *to = y;
+#pragma omp parallel for simd schedule(static) if (parallel : n >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++) to[i] = gelu(from[i]);
+}
+
+void cpu_gelu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
+                   void *dx) {
+    (void)s;
+    check_type(t, "gelu_grad");
+    const real *from = x, *grad = dy;
+    real *to = dx;
+#pragma omp parallel for simd schedule(static) if (parallel : n >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, gelu_grad(from[i]) * grad[i]);
+}
+
+void cpu_silu(Stream *s, DType t, int64_t n, const void *x, void *y) {
+    (void)s;
+    check_type(t, "silu");
+    const real *from = x;
+    real *to = y;
+#pragma omp parallel for simd schedule(static) if (parallel : n >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++) to[i] = silu(from[i]);
+}
+
+void cpu_silu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
+                   void *dx) {
+    (void)s;
+    check_type(t, "silu_grad");
+    const real *from = x, *grad = dy;
+    real *to = dx;
+#pragma omp parallel for simd schedule(static) if (parallel : n >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, silu_grad(from[i]) * grad[i]);
+}
+
+void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real keep, void *y) {
+    (void)s;
+    check_type(t, "axpy");
+    const real *from = x;
+    real *to = y;
+#pragma omp parallel for simd schedule(static) if (parallel : n >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, alpha * from[i]);
+}
+
+/* Elements [first, first + n) of one sample, whose data begin at x and y. */
+static void drop_block(const Dropout *d, uint32_t ordinal, int64_t first, int64_t n, const real *x,
+                       real keep, real *y) {
+    enum { BLOCK = 1024 };
+    Draw draw = {.seed = d->seed, .ordinal = ordinal, .step = d->step, .purpose = d->purpose};
+    uint64_t threshold = (uint64_t)((double)d->p * 4294967296.0 + 0.5);
+    real scale = 1 / (1 - d->p);
+    for (int64_t i = first; i < first + n; i += BLOCK) {
+        uint32_t bits[BLOCK];
+        int64_t count = MIN(BLOCK, first + n - i);
+        random_bits(draw, i, count, bits);
+        for (int64_t j = 0; j < count; j++)
+            y[i + j] = kept(keep, y + i + j, bits[j] < threshold ? 0 : x[i + j] * scale);
+    }
+}
+
+void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y) {
+    (void)s;
+    check_type(d->t, "dropout");
+    enum { BLOCK = 8192 };
+    for (int b = 0; b < d->segments; b++) {
+        int64_t begin = d->cu_rows[b] * d->width, n = d->cu_rows[b + 1] * d->width - begin;
+#pragma omp parallel for schedule(static) if (n >= PARALLEL_MIN)
+        for (int64_t i = 0; i < n; i += BLOCK)
+            drop_block(d, d->ordinals[b], i, MIN(BLOCK, n - i), (const real *)x + begin, keep,
+                       (real *)y + begin);
+    }
+}
+
+void cpu_gate(Stream *s, const Gate *g, const void *x, void *y) {
+    (void)s;
+    check_type(g->t, "gate");
+    int64_t width = g->width;
+#pragma omp parallel for schedule(static) if (g->rows * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < g->rows; i++) {
+        const real *from = (const real *)x + i * width, *a = (const real *)g->a + i * width;
+        const real *gate = (const real *)g->mod + g->mod_row[i] * g->mod_width + g->offset;
+        real *to = (real *)y + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) to[j] = from[j] + gate[j] * a[j];
+    }
+}
+
+/* dmod = keep * dmod, or zero. */
+static void begin_mod(const Gate *g, real keep, real *dmod) {
+    for (int64_t i = 0; i < g->mod_rows * g->mod_width; i++) dmod[i] = kept(keep, dmod + i, 0);
+}
+
+/* Adds the columns [j0, j0 + n) of the gate's gradient, run by run. */
+static void add_gate_columns(const Gate *g, const real *dy, int64_t j0, int64_t n, real *dmod) {
+    RowSums sums = {.x = dy + j0, .y = (const real *)g->a + j0, .ld = g->width};
+    for (int64_t first = 0, last; first < g->rows; first = last) {
+        real sum[COLUMN_BLOCK];
+        last = run_end(g->mod_row, first, g->rows);
+        sum_rows(&sums, first, last, n, NULL, sum);
+        real *row = dmod + g->mod_row[first] * g->mod_width + g->offset + j0;
+        for (int64_t j = 0; j < n; j++) row[j] += sum[j];
+    }
+}
+
+void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da,
+                   real keep_dmod, void *dmod) {
+    (void)s;
+    check_type(g->t, "gate_grad");
+    int64_t width = g->width, block = column_block(width);
+    if (dmod) {
+        begin_mod(g, keep_dmod, dmod);
+#pragma omp parallel for schedule(static) if (g->rows * width >= PARALLEL_MIN)
+        for (int64_t j = 0; j < width; j += block)
+            add_gate_columns(g, dy, j, MIN(block, width - j), dmod);
+    }
+    if (!da) return;
+#pragma omp parallel for schedule(static) if (g->rows * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < g->rows; i++) {
+        const real *grad = (const real *)dy + i * width;
+        const real *gate = (const real *)g->mod + g->mod_row[i] * g->mod_width + g->offset;
+        real *to = (real *)da + i * width;
+#pragma omp simd
+        for (int64_t j = 0; j < width; j++) to[j] = kept(keep_da, to + j, gate[j] * grad[j]);
+    }
+}

@@ -1,0 +1,121 @@
+/* Kernels that move rows and patches to other places. */
+#include "kernels/cpu.h"
+
+#include <string.h>
+
+/* y = keep * y + x over one row. */
+static inline void put_row(const real *x, int64_t width, real keep, real *y) {
+    if (keep == 0) memcpy(y, x, (size_t)width * sizeof *y);
+    else
+        for (int64_t j = 0; j < width; j++) y[j] = kept(keep, y + j, x[j]);
+}
+
+void cpu_join(Stream *s, DType t, int64_t rows, int64_t width, const int32_t *source,
+              const void *text, const void *video, void *y) {
+    (void)s;
+    check_type(t, "join");
+#pragma omp parallel for schedule(static) if (rows * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t from = source[i];
+        const real *x = from >= 0 ? (const real *)text + from * width
+                                  : (const real *)video + (-1 - from) * width;
+        put_row(x, width, 0, (real *)y + i * width);
+    }
+}
+
+void cpu_split(Stream *s, DType t, int64_t rows, int64_t width, const int32_t *source,
+               const void *dy, real keep_text, void *dtext, real keep_video, void *dvideo) {
+    (void)s;
+    check_type(t, "split");
+#pragma omp parallel for schedule(static) if (rows * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t to = source[i];
+        const real *grad = (const real *)dy + i * width;
+        if (to >= 0 && dtext) put_row(grad, width, keep_text, (real *)dtext + to * width);
+        if (to < 0 && dvideo) put_row(grad, width, keep_video, (real *)dvideo + (-1 - to) * width);
+    }
+}
+
+void cpu_gather_rows(Stream *s, DType t, int64_t n, int64_t width, const int32_t *index,
+                     const void *x, void *y) {
+    (void)s;
+    check_type(t, "gather_rows");
+#pragma omp parallel for schedule(static) if (n * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++)
+        put_row((const real *)x + index[i] * width, width, 0, (real *)y + i * width);
+}
+
+void cpu_scatter_rows(Stream *s, DType t, int64_t n, int64_t rows, int64_t width,
+                      const int32_t *index, const void *dy, real keep, void *dx) {
+    (void)s;
+    check_type(t, "scatter_rows");
+    if (keep == 0) memset(dx, 0, (size_t)(rows * width) * sizeof(real));
+#pragma omp parallel for schedule(static) if (n * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++)
+        put_row((const real *)dy + i * width, width, keep, (real *)dx + index[i] * width);
+}
+
+/* Where row `row`'s column (c, a, i, 0) lies among the latents. */
+static int64_t latent_index(const Patch *p, int64_t row, int64_t c, int64_t a, int64_t i) {
+    int64_t across = p->width / p->patch, down = p->height / p->patch;
+    int64_t w = row % across, h = row / across % down, f = row / across / down;
+    int64_t plane = (f * p->patch_t + a) * p->channels + c;
+    return (plane * p->height + h * p->patch + i) * p->width + w * p->patch;
+}
+
+/* Copies between the latents and the columns of one row. */
+static void move_patch(const Patch *p, int64_t row, bool to_rows, const real *from, real keep,
+                       real *to) {
+    int64_t column = row * p->row_width + p->offset;
+    for (int64_t c = 0; c < p->channels; c++)
+        for (int64_t a = 0; a < p->patch_t; a++)
+            for (int64_t i = 0; i < p->patch; i++, column += p->patch) {
+                int64_t latent = latent_index(p, row, c, a, i);
+                const real *x = from + (to_rows ? latent : column);
+                real *y = to + (to_rows ? column : latent);
+                for (int64_t j = 0; j < p->patch; j++) y[j] = kept(keep, y + j, x[j]);
+            }
+}
+
+static void move_patches(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
+    check_type(p->t, to_rows ? "patchify" : "unpatchify");
+    CHECK(p->frames % p->patch_t == 0 && p->height % p->patch == 0 && p->width % p->patch == 0,
+          "patches of %lld x %lld do not tile [%lld,%lld,%lld]", (long long)p->patch_t,
+          (long long)p->patch, (long long)p->frames, (long long)p->height, (long long)p->width);
+    int64_t elements = p->frames * p->height * p->width;
+    int64_t rows = elements / (p->patch_t * p->patch * p->patch);
+#pragma omp parallel for schedule(static) if (elements * p->channels >= PARALLEL_MIN)
+    for (int64_t row = 0; row < rows; row++) move_patch(p, row, to_rows, from, keep, to);
+}
+
+void cpu_patchify(Stream *s, const Patch *p, const void *x, real keep, void *rows) {
+    (void)s;
+    move_patches(p, true, x, keep, rows);
+}
+
+void cpu_unpatchify(Stream *s, const Patch *p, const void *rows, real keep, void *x) {
+    (void)s;
+    move_patches(p, false, rows, keep, x);
+}
+
+static inline void add_part(const real *x, const real *table, int64_t n, real *y) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) y[j] = x[j] + table[j];
+}
+
+void cpu_add_axes(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
+                  const void *tf, const void *tw, const void *th, const void *x, void *y) {
+    (void)s;
+    check_type(t, "add_axes");
+    int64_t df = widths[0], dw = widths[1], dh = widths[2], width = df + dw + dh;
+    int64_t rows = size[0] * size[1] * size[2];
+#pragma omp parallel for schedule(static) if (rows * width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t w = i % size[2], h = i / size[2] % size[1], f = i / size[2] / size[1];
+        const real *from = (const real *)x + i * width;
+        real *to = (real *)y + i * width;
+        add_part(from, (const real *)tf + f * df, df, to);
+        add_part(from + df, (const real *)tw + w * dw, dw, to + df);
+        add_part(from + df + dw, (const real *)th + h * dh, dh, to + df + dw);
+    }
+}

@@ -1,0 +1,151 @@
+/* Owns the reading of transformer/config.json. */
+#include "trainer/dit_config.h"
+
+#include "data/json.h"
+
+#include <string.h>
+
+static const DitConfig DEFAULTS = {.heads = 30,
+                                   .head_size = 64,
+                                   .in_channels = 16,
+                                   .out_channels = 16,
+                                   .layers = 30,
+                                   .patch = 2,
+                                   .patch_t = 1,
+                                   .time_dim = 512,
+                                   .text_dim = 4096,
+                                   .text_length = 226,
+                                   .sample_frames = 49,
+                                   .sample_height = 60,
+                                   .sample_width = 90,
+                                   .temporal_ratio = 4,
+                                   .spatial_scale = 1.875,
+                                   .temporal_scale = 1,
+                                   .norm_eps = 1e-5,
+                                   .flip_sin_to_cos = true,
+                                   .attention_bias = true};
+
+typedef struct {
+    const char *key;
+    int64_t *value;
+    int64_t max;
+} Count;
+
+/* Whole numbers, all at least 1. */
+static bool read_counts(DitConfig *c, const Json *j, Error *e) {
+    const Count counts[] = {
+        {"num_attention_heads", &c->heads, 1024},
+        {"attention_head_dim", &c->head_size, 256},
+        {"in_channels", &c->in_channels, 1024},
+        {"out_channels", &c->out_channels, 1024},
+        {"num_layers", &c->layers, 1024},
+        {"patch_size", &c->patch, 16},
+        {"patch_size_t", &c->patch_t, 16},
+        {"time_embed_dim", &c->time_dim, 1 << 16},
+        {"ofs_embed_dim", &c->ofs_dim, 1 << 16},
+        {"text_embed_dim", &c->text_dim, 1 << 16},
+        {"max_text_seq_length", &c->text_length, 1 << 16},
+        {"sample_frames", &c->sample_frames, 1 << 16},
+        {"sample_height", &c->sample_height, 1 << 16},
+        {"sample_width", &c->sample_width, 1 << 16},
+        {"temporal_compression_ratio", &c->temporal_ratio, 64},
+    };
+    for (size_t i = 0; i < COUNT(counts); i++) {
+        if (!json_get_int(j, counts[i].key, counts[i].value, e)) return false;
+        if (json_has(j, counts[i].key) &&
+            (*counts[i].value < 1 || *counts[i].value > counts[i].max))
+            return error_set(e, EXIT_USER, "%s: %s: expected a number from 1 to %lld, found %lld",
+                             j->path, counts[i].key, (long long)counts[i].max,
+                             (long long)*counts[i].value);
+    }
+    return true;
+}
+
+static bool read_flags(DitConfig *c, const Json *j, Error *e) {
+    return json_get_bool(j, "use_rotary_positional_embeddings", &c->rotary, e) &&
+           json_get_bool(j, "use_learned_positional_embeddings", &c->learned, e) &&
+           json_get_bool(j, "flip_sin_to_cos", &c->flip_sin_to_cos, e) &&
+           json_get_bool(j, "attention_bias", &c->attention_bias, e) &&
+           json_get_double(j, "spatial_interpolation_scale", &c->spatial_scale, e) &&
+           json_get_double(j, "temporal_interpolation_scale", &c->temporal_scale, e) &&
+           json_get_double(j, "norm_eps", &c->norm_eps, e) &&
+           json_get_double(j, "freq_shift", &c->freq_shift, e);
+}
+
+/* Switches that the published models leave alone; another value would need other code. */
+static bool check_fixed(const Json *j, Error *e) {
+    static const struct {
+        const char *key, *value;
+    } TEXTS[] = {{"_class_name", "CogVideoXTransformer3DModel"},
+                 {"activation_fn", "gelu-approximate"},
+                 {"timestep_activation_fn", "silu"}};
+    for (size_t i = 0; i < COUNT(TEXTS); i++) {
+        const char *found = TEXTS[i].value;
+        if (!json_get_string(j, TEXTS[i].key, &found, e)) return false;
+        if (strcmp(found, TEXTS[i].value))
+            return error_set(e, EXIT_USER, "%s: %s: expected \"%s\", found \"%.80s\"", j->path,
+                             TEXTS[i].key, TEXTS[i].value, found);
+    }
+    bool affine = true;
+    double dropout = 0;
+    if (!json_get_bool(j, "norm_elementwise_affine", &affine, e) ||
+        !json_get_double(j, "dropout", &dropout, e))
+        return false;
+    if (!affine || dropout != 0)
+        return error_set(e, EXIT_USER,
+                         "%s: expected norm_elementwise_affine true and dropout 0, as in every "
+                         "published CogVideoX transformer",
+                         j->path);
+    return true;
+}
+
+static bool check_together(const DitConfig *c, const char *path, Error *e) {
+    if (c->in_channels != c->out_channels && c->in_channels != 2 * c->out_channels)
+        return error_set(e, EXIT_USER,
+                         "%s: in_channels: expected %lld, or %lld for image to video, found %lld",
+                         path, (long long)c->out_channels, (long long)(2 * c->out_channels),
+                         (long long)c->in_channels);
+    if (c->ofs_dim && c->ofs_dim != c->time_dim)
+        return error_set(e, EXIT_USER, "%s: ofs_embed_dim: expected time_embed_dim, %lld, found %lld",
+                         path, (long long)c->time_dim, (long long)c->ofs_dim);
+    if (c->head_size % 16)
+        return error_set(e, EXIT_USER,
+                         "%s: attention_head_dim: expected a multiple of 16, found %lld", path,
+                         (long long)c->head_size);
+    if (c->sample_height % c->patch || c->sample_width % c->patch)
+        return error_set(e, EXIT_USER, "%s: sample_height and sample_width: expected multiples of "
+                         "patch_size, %lld", path, (long long)c->patch);
+    if (c->learned && c->temporal_patch)
+        return error_set(e, EXIT_USER, "%s: learned positions with patch_size_t are not a model "
+                         "that was published", path);
+    return true;
+}
+
+bool dit_config_read(DitConfig *c, const char *path, Error *e) {
+    Json j;
+    *c = DEFAULTS;
+    if (!json_open(&j, path, e)) return false;
+    c->temporal_patch = json_has(&j, "patch_size_t");
+    bool ok = check_fixed(&j, e) && read_counts(c, &j, e) && read_flags(c, &j, e) &&
+              check_together(c, path, e);
+    c->width = c->heads * c->head_size;
+    json_close(&j);
+    return ok;
+}
+
+int64_t dit_native_frames(const DitConfig *c) {
+    int64_t f = (c->sample_frames - 1) / c->temporal_ratio + 1;
+    return align_up(f, c->patch_t);
+}
+
+int64_t dit_video_rows(const DitConfig *c, int64_t f, int64_t h, int64_t w) {
+    return f / c->patch_t * (h / c->patch) * (w / c->patch);
+}
+
+const char *dit_variant(const DitConfig *c) {
+    bool image = c->in_channels != c->out_channels;
+    if (c->width == 1920 && c->layers == 30 && !image) return "CogVideoX-2b";
+    if (c->width != 3072 || c->layers != 42) return "CogVideoX of another size";
+    if (c->temporal_patch) return image ? "CogVideoX1.5-5b-I2V" : "CogVideoX1.5-5b";
+    return image ? "CogVideoX-5b-I2V" : "CogVideoX-5b";
+}

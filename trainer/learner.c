@@ -1,0 +1,188 @@
+/* Owns the life of a model's plans: recorded, placed, bound, run. */
+#define _DEFAULT_SOURCE
+#include "trainer/learner.h"
+
+#include "trainer/positions.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const double OFS_VALUE = 2.0; /* the only value that the 1.5 I2V pipeline ever passes */
+
+/* ---- planning --------------------------------------------------------------------------------- */
+
+static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
+    const Model *m = l->model;
+    Shaped s = {.graph = graph_open(DT_REAL, m->params)};
+    s.io = dit_record(m->dit, s.graph, pack, l->trains);
+    s.plan = plan_open(s.graph);
+    if (l->trains && m->training != TRAIN_NOTHING) plan_backward(s.plan, s.io.loss);
+    int layers = (int)m->dit->config.layers;
+    plan_recompute(s.plan, l->policy, layers);
+    plan_homes(s.plan, (int)c->train.accumulate);
+    plan_place(s.plan, &(Ctx){.k = m->memory.k, .stream = m->stream});
+    return s;
+}
+
+static void shape_close(Shaped *s) {
+    run_close(s->run);
+    plan_close(s->plan);
+    graph_close(s->graph);
+}
+
+static void drop_shapes(Learner *l) {
+    for (int i = 0; i < l->n_shaped; i++) shape_close(&l->shaped[i]);
+    l->n_shaped = 0;
+}
+
+static void plan_all(Learner *l, const Config *c, const Pack *packs, int n, RecomputeChoice choice) {
+    static const Recompute POLICY[] = {[MEMORY_RECOMPUTE_NONE] = RECOMPUTE_NONE,
+                                       [MEMORY_RECOMPUTE_SELECTIVE] = RECOMPUTE_SELECTIVE,
+                                       [MEMORY_RECOMPUTE_BLOCK] = RECOMPUTE_BLOCK};
+    drop_shapes(l);
+    l->recompute = choice;
+    for (int64_t i = 0; i <= l->model->dit->config.layers; i++) l->policy[i] = POLICY[choice];
+    for (; l->n_shaped < n; l->n_shaped++)
+        l->shaped[l->n_shaped] = shape_open(l, c, &packs[l->n_shaped]);
+    l->arena_bytes = 0;
+    for (int i = 0; i < n; i++) {
+        const Plan *p = l->shaped[i].plan;
+        l->arena_bytes = MAX(l->arena_bytes, (size_t)(p->arena_bytes + p->workspace_bytes));
+    }
+}
+
+/* Bytes that plans may use: the budget, or what the machine has free. */
+static int64_t budget_of(const Config *c) {
+    if (c->memory.budget) return c->memory.budget;
+    return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains) {
+    Learner *l = xcalloc(1, sizeof *l);
+    l->model = m;
+    l->trains = trains;
+    l->policy = xcalloc((size_t)m->dit->config.layers + 1, sizeof *l->policy);
+    l->shaped = xcalloc((size_t)n_packs, sizeof *l->shaped);
+    RecomputeChoice choice = c->memory.recompute;
+    if (choice != MEMORY_RECOMPUTE_AUTO) {
+        plan_all(l, c, packs, n_packs, choice);
+    } else {
+        choice = MEMORY_RECOMPUTE_NONE;
+        plan_all(l, c, packs, n_packs, choice);
+        while (choice < MEMORY_RECOMPUTE_BLOCK && learner_bytes(l).total > budget_of(c))
+            plan_all(l, c, packs, n_packs, ++choice);
+    }
+    if (c->memory.budget && learner_bytes(l).total > c->memory.budget)
+        config_die(c, "memory.budget",
+                   "%.2f GiB is too little: this run needs at least %.2f GiB. Fewer frames, a "
+                   "smaller size, batch or rank need less",
+                   (double)c->memory.budget / (1 << 30),
+                   (double)learner_bytes(l).total / (1 << 30));
+    return l;
+}
+
+LearnerBytes learner_bytes(const Learner *l) {
+    LearnerBytes b = {.resident = params_device_bytes(l->model->params)};
+    for (int i = 0; i < l->n_shaped; i++) {
+        const Plan *p = l->shaped[i].plan;
+        b.arena = MAX(b.arena, p->arena_bytes);
+        b.workspace = MAX(b.workspace, p->workspace_bytes);
+        b.constants += p->const_bytes;
+    }
+    b.total = (int64_t)l->arena_bytes + b.constants + b.resident;
+    return b;
+}
+
+void learner_bind(Learner *l, bool poison) {
+    Memory *m = &l->model->memory;
+    l->arena = memory_alloc(m, l->arena_bytes, "arena");
+    for (int i = 0; i < l->n_shaped; i++) {
+        l->shaped[i].run = run_open(l->shaped[i].plan, m, l->model->stream, l->arena);
+        l->shaped[i].run->poison = poison;
+    }
+    if (l->model->training != TRAIN_NOTHING) l->optim = optim_open(l->model->params, m);
+    memory_seal(m, true);
+}
+
+void learner_close(Learner *l) {
+    if (!l) return;
+    Memory *m = &l->model->memory;
+    memory_seal(m, false);
+    drop_shapes(l);
+    if (l->optim.partial) optim_close(&l->optim, m);
+    memory_release(m, l->arena, l->arena_bytes);
+    free(l->shaped);
+    free(l->policy);
+    free(l);
+}
+
+/* ---- one micro-step --------------------------------------------------------------------------- */
+
+/* Uploads f32 numbers into an input of the graph's type. */
+static void give(Run *r, Tensor *t, const float *values) {
+    if (!t) return;
+    CHECK(values, "input %s is missing", t->name);
+    if (t->dtype == DT_F32) {
+        run_input(r, t, values);
+        return;
+    }
+    void *typed = xcalloc(1, tensor_bytes(t));
+    BACKEND_CPU.cast(NULL, DT_F32, t->dtype, tensor_count(t), values, typed);
+    run_input(r, t, typed);
+    free(typed);
+}
+
+static void give_sinusoids(Run *r, Tensor *t, const DitConfig *c, const int64_t *timesteps) {
+    if (!t) return;
+    int64_t n = t->shape.dim[0], dim = t->shape.dim[1];
+    float *values = xcalloc((size_t)(n * dim), sizeof *values);
+    for (int64_t i = 0; i < n; i++)
+        timestep_sinusoid(timesteps ? (double)timesteps[i] : OFS_VALUE, dim, c->flip_sin_to_cos,
+                          c->freq_shift, values + i * dim);
+    give(r, t, values);
+    free(values);
+}
+
+static void give_ordinals(Run *r, Tensor *t, const uint32_t *ordinals) {
+    if (!t) return;
+    int64_t n = tensor_count(t);
+    uint32_t *values = xcalloc((size_t)n, sizeof *values);
+    for (int64_t i = 0; i < n; i++) values[i] = ordinals ? ordinals[i] : (uint32_t)i;
+    run_input(r, t, values);
+    free(values);
+}
+
+double learner_micro(Learner *l, const Micro *micro) {
+    Shaped *s = &l->shaped[micro->shape];
+    const DitConfig *c = &l->model->dit->config;
+    give(s->run, s->io.latents, micro->noisy);
+    give(s->run, s->io.image, micro->image);
+    give(s->run, s->io.text, micro->text);
+    give(s->run, s->io.target, micro->target);
+    give_sinusoids(s->run, s->io.time, c, micro->timesteps);
+    give_sinusoids(s->run, s->io.ofs, c, NULL);
+    give_ordinals(s->run, s->io.ordinals, micro->ordinals);
+    run_plan(s->run, &(RunArgs){.seed = micro->seed,
+                                .step = micro->step,
+                                .micro = micro->micro,
+                                .loss_grad = (real)(1.0 / micro->micros)});
+    real loss = 0;
+    if (s->io.loss) run_output(s->run, s->io.loss, &loss);
+    return loss;
+}
+
+static void take(const Learner *l, int shape, const Tensor *t, float *out) {
+    void *typed = xcalloc(1, tensor_bytes(t));
+    run_output(l->shaped[shape].run, t, typed);
+    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, tensor_count(t), typed, out);
+    free(typed);
+}
+
+void learner_prediction(Learner *l, int shape, float *out) {
+    take(l, shape, l->shaped[shape].io.prediction, out);
+}
+
+void learner_losses(Learner *l, int shape, float *out) {
+    take(l, shape, l->shaped[shape].io.per_sample, out);
+}

@@ -1,0 +1,57 @@
+/* What learns: a model's graphs, plans and arena for the packs it will see, and one micro-step. */
+#pragma once
+
+#include "autograd/run.h"
+#include "trainer/model.h"
+#include "trainer/optim.h"
+
+/* One shape of pack, recorded, planned and placed. */
+typedef struct {
+    Graph *graph;
+    Plan *plan;
+    Run *run;
+    DitGraph io;
+} Shaped;
+
+typedef struct {
+    Model *model;
+    Recompute *policy;      /* [layers + 1] by segment */
+    RecomputeChoice recompute; /* what was chosen, for all blocks */
+    Shaped *shaped;         /* [n_shaped] in the order of the packs given */
+    int n_shaped;
+    char *arena;
+    size_t arena_bytes;     /* of the largest plan, workspace included */
+    Optim optim;
+    bool trains;
+} Learner;
+
+/* Memory that a learner needs on the device, in bytes. */
+typedef struct {
+    int64_t arena, workspace, constants, resident, total;
+} LearnerBytes;
+
+/* Records and places every pack; nothing is allocated on a device yet. trains: with loss and, where
+ * the model has trained parameters, gradients; else the prediction alone. The recomputation is the
+ * config's; auto takes the first of none, selective, block that fits memory.budget. */
+Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains);
+/* Allocates, binds and seals. poison: see Run. */
+void learner_bind(Learner *l, bool poison);
+void learner_close(Learner *l);
+LearnerBytes learner_bytes(const Learner *l);
+
+/* The numbers of one micro-step of pack `shape`, on the host, samples end to end. */
+typedef struct {
+    int shape;
+    const float *noisy, *image, *text, *target; /* image, target may be NULL */
+    const int64_t *timesteps;                   /* [B] */
+    const uint32_t *ordinals;                   /* [B]; NULL: 0, 1, ... */
+    uint64_t seed;
+    uint32_t step;                              /* optimizer step from 0 */
+    int micro, micros;                          /* micro-step of the step, and how many there are */
+} Micro;
+
+/* Runs it; loss is that of the pack. Gradients go where optim_step finds them. */
+double learner_micro(Learner *l, const Micro *micro);
+/* Reads prediction [sum of F*C*H*W] or losses per sample [B] of the micro-step just run. */
+void learner_prediction(Learner *l, int shape, float *out);
+void learner_losses(Learner *l, int shape, float *out);

@@ -1,0 +1,256 @@
+/* Owns opening a model: folder, config, adapters, parameters, weights. */
+#define _POSIX_C_SOURCE 200809L
+#include "trainer/model.h"
+
+#include "data/nearest.h"
+#include "kernels/random.h"
+#include "trainer/lora.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static bool exists(const char *path) {
+    struct stat info;
+    return !stat(path, &info);
+}
+
+bool transformer_folder(const char *model_path, char **folder, Error *e) {
+    for (int own = 0; own < 2; own++) {
+        *folder = own ? xstrdup(model_path) : xprintf("%s/transformer", model_path);
+        char *config = xprintf("%s/config.json", *folder);
+        bool found = exists(config);
+        free(config);
+        if (found) return true;
+        free(*folder);
+    }
+    *folder = NULL;
+    if (!exists(model_path)) return error_set(e, EXIT_USER, "%s: no such folder", model_path);
+    return error_set(e, EXIT_USER,
+                     "%s: expected transformer/config.json (a diffusers model folder) or config.json "
+                     "(the transformer's own folder)",
+                     model_path);
+}
+
+/* ---- weights ---------------------------------------------------------------------------------- */
+
+static bool is_weight_type(DType t) {
+    return t == DT_F32 || t == DT_BF16 || t == DT_F16 || t == DT_F64;
+}
+
+/* The index of the first NaN or infinity among n values; -1: there is none. */
+static int64_t first_non_finite(const SafetensorsTensor *t, int64_t n) {
+    static const uint64_t EXPONENT[DT_COUNT] = {
+        [DT_F32] = 0x7f800000u, [DT_BF16] = 0x7f80u, [DT_F16] = 0x7c00u, [DT_F64] = 0x7ffull << 52};
+    int64_t bad = n;
+    uint64_t mask = EXPONENT[t->dtype];
+    size_t size = dtype_size(t->dtype);
+    const char *data = t->data;
+#pragma omp parallel for reduction(min : bad)
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t bits = 0; /* files are little-endian, and so are the machines */
+        memcpy(&bits, data + (size_t)i * size, size);
+        if ((bits & mask) == mask && i < bad) bad = i;
+    }
+    return bad < n ? bad : -1;
+}
+
+/* The file's tensor of a parameter, with its type and shape checked. */
+static const SafetensorsTensor *tensor_of(const Weights *w, const Param *q, Error *e) {
+    const SafetensorsTensor *t = weights_expect(w, q->name, q->shape.rank, q->shape.dim, e);
+    if (!t) return NULL;
+    if (is_weight_type(t->dtype)) return t;
+    error_set(e, EXIT_USER, "%s: tensor %s: expected F32, BF16, F16 or F64, found %s", w->path,
+              q->name, t->dtype_name);
+    return NULL;
+}
+
+static bool is_adapter(const Param *q) {
+    return strstr(q->name, ".lora_") != NULL;
+}
+
+static bool no_surplus(const Weights *w, const ParamSet *p, Error *e) {
+    for (size_t i = 0; i < w->n_tensors; i++) {
+        const char *name = w->tensors[i].name;
+        if (params_find(p, name) >= 0) continue;
+        Nearest near = nearest_to(name);
+        for (int j = 0; j < p->n_params; j++)
+            if (!is_adapter(&p->param[j])) nearest_offer(&near, p->param[j].name);
+        return error_set(e, EXIT_USER,
+                         "%s: tensor %s is not in a transformer as config.json describes it%s%s",
+                         w->path, name, near.best ? "; the nearest name is " : "",
+                         near.best ? near.best : "");
+    }
+    return true;
+}
+
+bool weights_match(const Weights *w, const Dit *d, Error *e) {
+    const ParamSet *p = d->params;
+    for (int i = 0; i < p->n_params; i++)
+        if (!is_adapter(&p->param[i]) && !tensor_of(w, &p->param[i], e)) return false;
+    return no_surplus(w, p, e);
+}
+
+static bool finite(const Weights *w, const SafetensorsTensor *t, int64_t n, Error *e) {
+    int64_t bad = first_non_finite(t, n);
+    if (bad < 0) return true;
+    return error_set(e, EXIT_USER,
+                     "%s: tensor %s: value %lld is not a finite number; the file is damaged or the "
+                     "model diverged",
+                     w->path, t->name, (long long)bad);
+}
+
+/* Memory-mapped data at an address that suits its type: the file's own, or a copy. */
+static const void *aligned_data(Model *m, const SafetensorsTensor *t) {
+    if ((uintptr_t)t->data % dtype_size(t->dtype) == 0) return t->data;
+    m->aligned = xrealloc(m->aligned, (size_t)(m->n_aligned + 1) * sizeof *m->aligned);
+    void *copy = memcpy(xcalloc(t->bytes, 1), t->data, t->bytes);
+    return m->aligned[m->n_aligned++] = copy;
+}
+
+static void read_weights(Model *m) {
+    Error e;
+    if (!weights_match(&m->weights, m->dit, &e)) die_error(&e);
+    for (int i = 0; i < m->params->n_params; i++) {
+        const Param *q = &m->params->param[i];
+        if (is_adapter(q)) continue;
+        const SafetensorsTensor *t = tensor_of(&m->weights, q, &e);
+        if (!finite(&m->weights, t, param_count(q), &e)) die_error(&e);
+        if (!q->trained) param_source(m->params, i, aligned_data(m, t), t->dtype);
+    }
+}
+
+static void load_masters(Model *m) {
+    for (int i = 0; i < m->params->n_params; i++) {
+        const Param *q = &m->params->param[i];
+        if (is_adapter(q) || !q->trained) continue;
+        const SafetensorsTensor *t = weights_find(&m->weights, q->name, NULL);
+        m->memory.k->cast(m->stream, t->dtype, DT_REAL, param_count(q), aligned_data(m, t),
+                          param_master(m->params, i));
+        weights_release(&m->weights, t->data, t->bytes);
+    }
+}
+
+/* Small normals of the size that a trained model has; layer norms' weights are 1. */
+static void draw_weights(Model *m, uint64_t seed) {
+    ParamSet *p = m->params;
+    for (int i = 0; i < p->n_params; i++) {
+        const Param *q = &p->param[i];
+        if (is_adapter(q)) continue;
+        int64_t n = param_count(q), fan_in = q->shape.rank > 1 ? n / q->shape.dim[0] : 1;
+        float *values = xcalloc((size_t)n, sizeof *values);
+        random_normal((Draw){seed, (uint32_t)i, 0, PURPOSE_INIT}, 0, n, values);
+        bool gain = q->shape.rank == 1 && strstr(q->name, "norm") && strstr(q->name, "weight");
+        for (int64_t j = 0; j < n; j++)
+            values[j] = gain ? 1 : 0.5f * values[j] / (float)(q->shape.rank > 1 ? fan_in : 16);
+        real *to = (real *)p->bucket[q->bucket].resident + q->offset;
+        m->memory.k->upload(m->stream, to, values, (size_t)n * sizeof *values);
+        free(values);
+    }
+}
+
+/* ---- opening ---------------------------------------------------------------------------------- */
+
+static void attach_adapters(Model *m, const Config *c, Adapter *start) {
+    Error e;
+    bool ok = start ? adapter_attach(start, m->dit, c->lora.dropout, &e)
+                    : lora_attach(m->dit, &c->lora, &e);
+    if (!ok) config_die(c, start ? "lora.start" : "lora.target_modules", "%s", e.text);
+}
+
+static Schedule read_schedule(const char *model_path) {
+    Schedule s;
+    ScheduleConfig published = {0.00085, 0.012, 1.0, true};
+    char *path = xprintf("%s/scheduler/scheduler_config.json", model_path);
+    Error e;
+    if (exists(path) && !schedule_read(&published, path, &e)) die_error(&e);
+    schedule_make(&s, &published);
+    free(path);
+    return s;
+}
+
+/* The type of the largest tensor, or of the published file where there are no weights. */
+static DType stored_type(const Model *m) {
+    size_t most = 0;
+    DType type = m->dit->config.width == 1920 ? DT_F16 : DT_BF16;
+    for (size_t i = 0; i < m->weights.n_tensors; i++) {
+        if (m->weights.tensors[i].bytes <= most) continue;
+        most = m->weights.tensors[i].bytes;
+        type = m->weights.tensors[i].dtype;
+    }
+    return type;
+}
+
+/* Opens what is in the folder: without MODEL_WEIGHTS, weights may be missing. */
+static void open_weights(Model *m, ModelDetail detail) {
+    Error e;
+    if (!weights_open(&m->weights, m->folder, &e) && detail == MODEL_WEIGHTS) die_error(&e);
+    m->stored = stored_type(m);
+}
+
+static void make_params(Model *m, const Config *c, ModelDetail detail) {
+    static const DType TYPES[] = {[NUMBERS_F32] = DT_F32,
+                                  [NUMBERS_BF16] = DT_BF16,
+                                  [NUMBERS_F16] = DT_F16};
+    DType form = c->model.dtype == NUMBERS_AUTO ? m->stored : TYPES[c->model.dtype];
+    bool device = c->memory.base.home == PLACE_DEVICE || c->model.dtype != NUMBERS_AUTO;
+    m->params = params_open();
+    dit_params(m->dit, m->params, m->training == TRAIN_FULL, 1);
+    if (detail == MODEL_RANDOM) params_rest(m->params, HOME_DEVICE, DT_REAL);
+    else params_rest(m->params, device ? HOME_DEVICE : HOME_FILE, form);
+}
+
+static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *start) {
+    Error e;
+    if (detail == MODEL_WEIGHTS) read_weights(m);
+    params_allocate(m->params, &m->memory);
+    if (detail == MODEL_WEIGHTS) load_masters(m);
+    else draw_weights(m, (uint64_t)c->train.seed);
+    params_settle(m->params, &m->memory, m->stream);
+    if (m->training != TRAIN_LORA) return;
+    lora_init(m->dit, c->lora.init, (uint64_t)c->train.seed);
+    if (start && !adapter_load(start, m->dit, &e)) die_error(&e);
+}
+
+static void read_config(Model *m, const Config *c) {
+    Error e;
+    DitConfig config;
+    if (!transformer_folder(c->model.path, &m->folder, &e))
+        config_die(c, "model.path", "%s", e.text);
+    char *file = xprintf("%s/config.json", m->folder);
+    if (!dit_config_read(&config, file, &e)) die_error(&e);
+    free(file);
+    m->dit = dit_open(&config);
+}
+
+Model *model_open(const Config *c, Training training, ModelDetail detail) {
+    Model *m = xcalloc(1, sizeof *m);
+    Error e;
+    Adapter *start = NULL;
+    m->training = training;
+    read_config(m, c);
+    m->schedule = read_schedule(c->model.path);
+    if (training == TRAIN_LORA && c->lora.start && !(start = adapter_open(c->lora.start, &e)))
+        config_die(c, "lora.start", "%s", e.text);
+    if (training == TRAIN_LORA) attach_adapters(m, c, start);
+    m->memory.k = &BACKEND_CPU;
+    m->stream = m->memory.k->stream_open();
+    open_weights(m, detail);
+    make_params(m, c, detail);
+    if (detail != MODEL_SHAPES) fill_params(m, c, detail, start);
+    adapter_close(start);
+    return m;
+}
+
+void model_close(Model *m) {
+    if (!m) return;
+    m->memory.k->stream_close(m->stream);
+    params_close(m->params, &m->memory);
+    dit_close(m->dit);
+    weights_close(&m->weights);
+    for (int i = 0; i < m->n_aligned; i++) free(m->aligned[i]);
+    free(m->aligned);
+    free(m->folder);
+    free(m);
+}

@@ -1,0 +1,42 @@
+/* A transformer with its weights on a device, as a config asks for it: the step from files to
+ * parameters that the verbs share. */
+#pragma once
+
+#include "data/weights.h"
+#include "trainer/config.h"
+#include "trainer/diffusion.h"
+#include "trainer/dit.h"
+
+typedef enum { TRAIN_NOTHING, TRAIN_LORA, TRAIN_FULL } Training;
+
+typedef struct Model Model;
+struct Model {
+    Training training;
+    Memory memory;
+    Stream *stream;
+    Dit *dit;
+    ParamSet *params;
+    Schedule schedule;
+    Weights weights;         /* mapped; frozen parameters point into it. Zeroed: none were read */
+    char *folder;            /* of the transformer */
+    DType stored;            /* the type in which its weights are stored, or would be published */
+    void **aligned;          /* copies of tensors that lay at odd addresses in their file */
+    int n_aligned;
+};
+
+typedef enum {
+    MODEL_SHAPES,  /* config.json alone: no weights, no memory (plan) */
+    MODEL_RANDOM,  /* weights drawn at random where the folder has none (bench) */
+    MODEL_WEIGHTS, /* everything */
+} ModelDetail;
+
+/* Ends the program on mistakes in files or settings (exit 2). */
+Model *model_open(const Config *c, Training training, ModelDetail detail);
+void model_close(Model *m);
+
+/* The transformer's own folder under model.path: model.path/transformer, or model.path itself. The
+ * caller frees it. false: *e says what was looked for. */
+bool transformer_folder(const char *model_path, char **folder, Error *e);
+/* Every tensor of the weights must be one of the model's parameters, with its shape and finite
+ * values; false: *e names the first that is not. Used by model_open and by `inspect`. */
+bool weights_match(const Weights *w, const Dit *d, Error *e);

@@ -1,0 +1,25 @@
+/* The optimizer: global-norm clipping, AdamW over trained buckets, learning-rate schedules. */
+#pragma once
+
+#include "autograd/param.h"
+#include "trainer/config.h"
+
+typedef struct {
+    double *partial; /* device, [chunks]: sums of squares by chunks of 1,024 elements */
+    int64_t chunks;
+} Optim;
+
+Optim optim_open(const ParamSet *p, Memory *m);
+void optim_close(Optim *o, Memory *m);
+
+/* L2 norm of all gradients: f64 sums of chunks, added in the order of buckets and chunks. */
+double optim_grad_norm(Optim *o, const ParamSet *p, Memory *m, Stream *s);
+
+/* One AdamW step over every trained bucket; `step` counts from 1. Gradients are first multiplied by
+ * min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does; clip_norm 0: never. */
+void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, double grad_norm,
+                int64_t step, Memory *m, Stream *s);
+
+/* The rate of step `step` (from 0), as diffusers' get_scheduler has it: constant, linear to 0 or
+ * half a cosine over `steps`, each after `warmup_steps` steps that rise from 0. */
+double learning_rate_at(const TrainConfig *c, int64_t step);

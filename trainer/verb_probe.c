@@ -1,0 +1,325 @@
+/* `cogsmith probe`: one computation with every input from a file, for comparison with another
+ * implementation. See --help and the README for the names of inputs and outputs. */
+#include "trainer/cli.h"
+#include "trainer/learner.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- inputs ----------------------------------------------------------------------------------- */
+
+/* One tensor of the input file as f32. */
+typedef struct {
+    float *values;
+    int n_dims;
+    int64_t dim[SAFETENSORS_MAX_DIMS];
+} Array;
+
+/* The inputs of K steps (K = 1 without a leading axis). */
+typedef struct {
+    const char *path;
+    bool replay;                /* there is a leading axis K */
+    int64_t steps;              /* K */
+    int64_t batch, f, ch, h, w; /* B and latent sizes */
+    int64_t text_rows, text_dim;
+    Array latents, noise, noisy, text, image;
+    int64_t *timesteps;         /* [K,B] */
+} Inputs;
+
+static int64_t items(const SafetensorsTensor *t) {
+    int64_t n = 1;
+    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
+    return n;
+}
+
+/* Tensor data in memory that suits its type. */
+static void *aligned(const SafetensorsTensor *t) {
+    return t->bytes ? memcpy(xcalloc(t->bytes, 1), t->data, t->bytes) : xcalloc(1, 1);
+}
+
+static Array read_floats(const Safetensors *file, const char *name) {
+    const SafetensorsTensor *t = safetensors_find(file, name);
+    Array a = {0};
+    if (!t) return a;
+    if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
+        die("%s: %s: expected F32, BF16 or F16, found %s", file->path, name, t->dtype_name);
+    int64_t n = items(t);
+    void *data = aligned(t);
+    a.values = xcalloc((size_t)n, sizeof *a.values);
+    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, n, data, a.values);
+    free(data);
+    a.n_dims = t->n_dims;
+    memcpy(a.dim, t->shape, sizeof a.dim);
+    for (int64_t i = 0; i < n; i++)
+        if (!(a.values[i] - a.values[i] == 0))
+            die("%s: %s: value %lld is not a finite number", file->path, name, (long long)i);
+    return a;
+}
+
+/* The array must be [K,] B, F, C, H, W. */
+static void expect_latents(const Inputs *in, const Array *a, const char *name) {
+    int64_t want[6] = {in->steps, in->batch, in->f, in->ch, in->h, in->w};
+    const int64_t *shape = in->replay ? want : want + 1;
+    int n = in->replay ? 6 : 5;
+    if (!a->values) die("%s: %s: missing; it goes with latents", in->path, name);
+    for (int i = 0; i < n; i++)
+        if (a->n_dims != n || a->dim[i] != shape[i])
+            die("%s: %s: expected the shape of latents", in->path, name);
+}
+
+static void read_sizes(Inputs *in) {
+    const Array *x = in->noisy.values ? &in->noisy : &in->latents;
+    if (!x->values)
+        die("%s: latents: missing; expected latents [B,F,C,H,W], noise, text and timesteps, all of "
+            "them with a leading axis K for K training steps",
+            in->path);
+    if (x->n_dims != 5 && x->n_dims != 6)
+        die("%s: latents: expected [B,F,C,H,W] or [K,B,F,C,H,W], found %d axes", in->path,
+            x->n_dims);
+    in->replay = x->n_dims == 6;
+    const int64_t *d = in->replay ? x->dim + 1 : x->dim;
+    in->steps = in->replay ? x->dim[0] : 1;
+    in->batch = d[0], in->f = d[1], in->ch = d[2], in->h = d[3], in->w = d[4];
+    if (in->steps < 1 || in->batch < 1 || in->batch > 1024)
+        die("%s: latents: expected 1 to 1024 samples", in->path);
+}
+
+static void read_text(Inputs *in) {
+    const Array *t = &in->text;
+    int lead = in->replay ? 1 : 0;
+    if (!t->values || t->n_dims != 3 + lead || t->dim[lead] != in->batch ||
+        (lead && t->dim[0] != in->steps))
+        die("%s: text: expected %s[%lld,L,E]", in->path, lead ? "K steps of " : "",
+            (long long)in->batch);
+    in->text_rows = t->dim[lead + 1];
+    in->text_dim = t->dim[lead + 2];
+}
+
+static void read_timesteps(Inputs *in, const Safetensors *file) {
+    const SafetensorsTensor *t = safetensors_find(file, "timesteps");
+    int64_t n = in->steps * in->batch;
+    if (!t || t->dtype != DT_I64 || items(t) != n)
+        die("%s: timesteps: expected %lld numbers of type I64", in->path, (long long)n);
+    in->timesteps = aligned(t);
+    for (int64_t i = 0; i < n; i++)
+        if (in->timesteps[i] < 0 || in->timesteps[i] >= TRAIN_TIMESTEPS)
+            die("%s: timesteps: expected 0 to %d, found %lld", in->path, TRAIN_TIMESTEPS - 1,
+                (long long)in->timesteps[i]);
+}
+
+static Inputs inputs_read(const char *path) {
+    Safetensors file;
+    Error e;
+    if (!safetensors_open(&file, path, &e)) die_error(&e);
+    Inputs in = {.path = path,
+                 .latents = read_floats(&file, "latents"),
+                 .noise = read_floats(&file, "noise"),
+                 .noisy = read_floats(&file, "noisy"),
+                 .text = read_floats(&file, "text"),
+                 .image = read_floats(&file, "image_latents")};
+    read_sizes(&in);
+    if (in.latents.values) expect_latents(&in, &in.latents, "latents");
+    if (in.latents.values) expect_latents(&in, &in.noise, "noise");
+    if (in.image.values) expect_latents(&in, &in.image, "image_latents");
+    read_text(&in);
+    read_timesteps(&in, &file);
+    safetensors_close(&file);
+    return in;
+}
+
+static void inputs_free(Inputs *in) {
+    free(in->latents.values);
+    free(in->noise.values);
+    free(in->noisy.values);
+    free(in->text.values);
+    free(in->image.values);
+    free(in->timesteps);
+}
+
+static void check_inputs(const Inputs *in, const DitConfig *c) {
+    Error e;
+    if (in->ch != c->out_channels)
+        die("%s: latents: expected %lld channels, found %lld", in->path,
+            (long long)c->out_channels, (long long)in->ch);
+    if (in->text_dim != c->text_dim)
+        die("%s: text: expected embeddings of %lld values, found %lld", in->path,
+            (long long)c->text_dim, (long long)in->text_dim);
+    if ((c->in_channels != c->out_channels) != (in->image.values != NULL))
+        die("%s: image_latents: %s", in->path,
+            in->image.values ? "this is a text-to-video model, which takes none"
+                             : "missing; this is an image-to-video model");
+    if (!dit_check_sample(c, in->f, in->h, in->w, in->text_rows, &e))
+        die("%s: %s", in->path, e.text);
+}
+
+/* ---- outputs ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    SafetensorsItem *items;
+    size_t n;
+} Outputs;
+
+/* Takes a copy of the values. */
+static void add_output(Outputs *out, char *name, int n_dims, const int64_t *dims,
+                       const float *values) {
+    out->items = xrealloc(out->items, (out->n + 1) * sizeof *out->items);
+    SafetensorsItem *item = &out->items[out->n++];
+    *item = (SafetensorsItem){.name = name, .dtype = DT_F32, .n_dims = n_dims};
+    memcpy(item->shape, dims, (size_t)n_dims * sizeof *dims);
+    size_t bytes = safetensors_item_bytes(item);
+    item->data = memcpy(xcalloc(1, bytes), values, bytes);
+}
+
+static void add_latents(Outputs *out, const char *name, const Inputs *in, const float *values) {
+    add_output(out, xstrdup(name), 5, (int64_t[]){in->batch, in->f, in->ch, in->h, in->w}, values);
+}
+
+/* Gradients or values of every trained parameter. */
+static void add_params(Outputs *out, const char *prefix, const ParamSet *p, bool grads) {
+    for (int i = 0; i < p->n_params; i++) {
+        const Param *q = &p->param[i];
+        if (!q->trained) continue;
+        const real *values = grads ? param_grad(p, i) : param_master(p, i);
+        add_output(out, xprintf("%s.%s", prefix, q->name), q->shape.rank, q->shape.dim, values);
+    }
+}
+
+static void outputs_write(Outputs *out, const char *path) {
+    SafetensorsMetadata format = {"format", "pt"};
+    SafetensorsFile file = {
+        .items = out->items, .n_items = out->n, .metadata = &format, .n_metadata = 1};
+    Error e;
+    if (!safetensors_write(path, &file, &e)) die_error(&e);
+    for (size_t i = 0; i < out->n; i++) {
+        free((char *)out->items[i].name);
+        free((void *)out->items[i].data);
+    }
+    free(out->items);
+}
+
+/* ---- the computation -------------------------------------------------------------------------- */
+
+typedef struct {
+    const Config *config;
+    Model *model;
+    Learner *learner;
+    const Inputs *in;
+    int64_t count;       /* latent elements of one step */
+    float *noisy, *target; /* [count] */
+} Probe;
+
+static double run_step(Probe *p, int64_t k) {
+    const Inputs *in = p->in;
+    int64_t each = p->count / in->batch;
+    for (int64_t b = 0; b < in->batch && in->latents.values; b++) {
+        int64_t at = k * p->count + b * each;
+        diffuse(&p->model->schedule, in->timesteps[k * in->batch + b], each,
+                in->latents.values + at, in->noise.values + at,
+                in->noisy.values ? NULL : p->noisy + b * each, p->target + b * each);
+    }
+    if (in->noisy.values)
+        memcpy(p->noisy, in->noisy.values + k * p->count, (size_t)p->count * sizeof *p->noisy);
+    int64_t text = in->batch * in->text_rows * in->text_dim;
+    Micro micro = {.noisy = p->noisy,
+                   .image = in->image.values ? in->image.values + k * p->count : NULL,
+                   .text = in->text.values + k * text,
+                   .target = p->target,
+                   .timesteps = in->timesteps + k * in->batch,
+                   .seed = (uint64_t)p->config->train.seed,
+                   .step = (uint32_t)k,
+                   .micros = 1};
+    return learner_micro(p->learner, &micro);
+}
+
+static void probe_once(Probe *p, Outputs *out) {
+    const Inputs *in = p->in;
+    float loss = (float)run_step(p, 0);
+    float *prediction = xcalloc((size_t)p->count, sizeof *prediction);
+    learner_prediction(p->learner, 0, prediction);
+    add_latents(out, "noisy", in, p->noisy);
+    add_latents(out, "prediction", in, prediction);
+    free(prediction);
+    if (!in->latents.values) return;
+    add_output(out, xstrdup("loss"), 1, (int64_t[]){1}, &loss);
+    if (p->model->training == TRAIN_NOTHING) return;
+    Model *m = p->model;
+    float norm = (float)optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
+    add_output(out, xstrdup("grad_norm"), 1, (int64_t[]){1}, &norm);
+    add_params(out, "grad", m->params, true);
+}
+
+static void probe_replay(Probe *p, Outputs *out) {
+    Model *m = p->model;
+    const TrainConfig *train = &p->config->train;
+    int64_t steps = p->in->steps;
+    float *loss = xcalloc((size_t)steps, sizeof *loss), *norm = xcalloc((size_t)steps, sizeof *norm);
+    for (int64_t k = 0; k < steps; k++) {
+        loss[k] = (float)run_step(p, k);
+        double exact = optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
+        norm[k] = (float)exact;
+        optim_step(m->params, train, learning_rate_at(train, k), exact, k + 1, &m->memory,
+                   m->stream);
+    }
+    add_output(out, xstrdup("loss"), 1, &steps, loss);
+    add_output(out, xstrdup("grad_norm"), 1, &steps, norm);
+    add_params(out, "param", m->params, false);
+    free(loss);
+    free(norm);
+}
+
+/* Gradients only where the call asks for a method; a start adapter asks for LoRA. */
+static Training training_of(const Config *c, const Inputs *in) {
+    if (c->method == METHOD_FULL) return TRAIN_FULL;
+    bool asked = config_is_set(c, "method") || c->lora.start;
+    if (in->replay && !asked)
+        die("%s: latents with an axis of steps: say method=full or method=lora", in->path);
+    return asked ? TRAIN_LORA : TRAIN_NOTHING;
+}
+
+static void check_settings(const Config *c) {
+    if (c->train.precision != NUMBERS_AUTO && c->train.precision != NUMBERS_F32)
+        config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
+    if (c->device.kind == DEVICE_CUDA)
+        config_die(c, "device", "this program was built without CUDA; say cpu");
+}
+
+int verb_probe(const Call *call) {
+    Config *c = call->config;
+    config_require(c, "model.path", "probe");
+    config_require(c, "probe.inputs", "probe");
+    config_require(c, "probe.out", "probe");
+    check_settings(c);
+    if (!config_is_set(c, "train.warmup_steps")) c->train.warmup_steps = 0;
+    c->train.accumulate = 1;
+    Inputs in = inputs_read(c->probe.inputs);
+    Probe p = {.config = c, .in = &in, .count = in.batch * in.f * in.ch * in.h * in.w};
+    p.model = model_open(c, training_of(c, &in), MODEL_WEIGHTS);
+    check_inputs(&in, &p.model->dit->config);
+    if (!in.latents.values && p.model->training != TRAIN_NOTHING)
+        die("%s: latents: missing; gradients need latents and noise", in.path);
+    int64_t(*fhw)[3] = xcalloc((size_t)in.batch, sizeof *fhw);
+    int64_t *text_rows = xcalloc((size_t)in.batch, sizeof *text_rows);
+    for (int64_t b = 0; b < in.batch; b++) {
+        fhw[b][0] = in.f, fhw[b][1] = in.h, fhw[b][2] = in.w;
+        text_rows[b] = in.text_rows;
+    }
+    Pack pack = {(int)in.batch, (const int64_t(*)[3])fhw, text_rows};
+    p.learner = learner_plan(p.model, c, &pack, 1, in.latents.values != NULL);
+    learner_bind(p.learner, false);
+    p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
+    p.target = xcalloc((size_t)p.count, sizeof *p.target);
+    Outputs out = {0};
+    if (in.replay) probe_replay(&p, &out);
+    else probe_once(&p, &out);
+    outputs_write(&out, c->probe.out);
+    printf("%s\n", c->probe.out);
+    learner_close(p.learner);
+    model_close(p.model);
+    inputs_free(&in);
+    free(p.noisy);
+    free(p.target);
+    free(fhw);
+    free(text_rows);
+    return 0;
+}
