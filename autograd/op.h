@@ -72,6 +72,7 @@ struct Op {
     unsigned consumes;  /* inputs whose memory output 0 may take over when nobody reads them later */
     unsigned passes;    /* inputs whose gradient may take over that of output 0, likewise */
     bool expensive;     /* kept by selective recomputation */
+    bool cheap;         /* one pass over memory: recomputed rather than held */
     void (*forward)(const Node *n, const Ctx *c);
     void (*backward)(const Node *n, const Ctx *c); /* NULL: the op is forward only */
     unsigned (*needs)(const Node *n);              /* what backward will read of this node */

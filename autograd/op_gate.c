@@ -25,12 +25,12 @@ static void forward(const Node *n, const Ctx *c) {
 static void backward(const Node *n, const Ctx *c) {
     Gate gate = gate_of(n, wants_grad(n->in[MOD]));
     const Tensor *dy = n->out[0]->grad;
+    void *dx = grad_data(n->in[X]);
+    if (dx && dx != tensor_data(dy)) /* before da: a may be x, whose gradient comes first */
+        c->k->axpy(c->stream, dy->dtype, tensor_count(dy), 1, tensor_data(dy), ctx_keep(c, X), dx);
     if (n->in[A]->grad || n->in[MOD]->grad)
         c->k->gate_grad(c->stream, &gate, tensor_data(dy), ctx_keep(c, A), grad_data(n->in[A]),
                         ctx_keep(c, MOD), grad_data(n->in[MOD]));
-    void *dx = grad_data(n->in[X]);
-    if (dx && dx != tensor_data(dy))
-        c->k->axpy(c->stream, dy->dtype, tensor_count(dy), 1, tensor_data(dy), ctx_keep(c, X), dx);
 }
 
 static unsigned needs(const Node *n) {

@@ -57,6 +57,7 @@ static Cost norm_cost(const Node *n, Phase p) {
 }
 
 static const Op NORM = {.name = "norm",
+                        .cheap = true,
                         .forward = norm_forward,
                         .backward = norm_backward,
                         .needs = norm_needs,
@@ -121,6 +122,7 @@ static Cost qk_norm_cost(const Node *n, Phase p) {
 }
 
 static const Op QK_NORM = {.name = "qk_norm",
+                           .cheap = true,
                            .forward = qk_norm_forward,
                            .backward = qk_norm_backward,
                            .needs = qk_norm_needs,

@@ -73,7 +73,7 @@ static void add_forward(const Node *n, const Ctx *c) {
 
 static void add_backward(const Node *n, const Ctx *c) {
     const Tensor *dy = n->out[0]->grad;
-    for (int i = 1; i >= 0; i--) { /* a last: its gradient may be dy's own memory */
+    for (int i = 0; i < 2; i++) { /* in this order: b may be a, whose gradient comes first */
         void *dx = grad_data(n->in[i]);
         if (dx && dx != tensor_data(dy))
             c->k->axpy(c->stream, dy->dtype, tensor_count(dy), 1, tensor_data(dy), ctx_keep(c, i),

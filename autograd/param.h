@@ -54,6 +54,9 @@ typedef struct ParamSet {
     int n_params;
     Bucket *bucket;
     int n_buckets;
+    /* Called with mapped memory that a GATHER has just read; NULL: nobody wants to know. */
+    void (*release)(void *context, const void *data, size_t bytes);
+    void *release_context;
 } ParamSet;
 
 ParamSet *params_open(void);

@@ -162,12 +162,19 @@ void plan_backward(Plan *p, Tensor *loss) {
     free(cover);
 }
 
+Cost step_cost(const Plan *p, const Step *s) {
+    if (s->node) return s->node->op->cost(s->node, s->phase);
+    const Bucket *b = &p->graph->params->bucket[s->bucket];
+    DType to = s->phase == GATHER ? p->graph->dtype : DT_REAL;
+    return (Cost){0, (double)b->count * (double)(dtype_size(b->form) + dtype_size(to))};
+}
+
 Cost plan_cost(const Plan *p, int phase) {
     Cost sum = {0};
     for (int i = 0; i < p->n_steps; i++) {
         const Step *s = &p->steps[i];
-        if (!s->node || (phase >= 0 && (int)s->phase != phase)) continue;
-        Cost c = s->node->op->cost(s->node, s->phase);
+        if (phase >= 0 && (int)s->phase != phase) continue;
+        Cost c = step_cost(p, s);
         sum.flops += c.flops;
         sum.bytes += c.bytes;
     }

@@ -71,12 +71,15 @@ void plan_recompute(Plan *p, const Recompute *policy, int n_segments);
  * a bucket's last gradient where gradients accumulate over micro-steps. */
 void plan_homes(Plan *p, int accumulate);
 
-/* Fixes every address. `c` supplies backend and stream, which know the workspaces. */
+/* Fixes every address. `c` supplies backend and stream, which know the workspaces; without a backend
+ * (a plan for a device that is not here) none are counted. */
 void plan_place(Plan *p, const Ctx *c);
 
 /* Stable text: a header, then a line per step with what it defines and where. */
 void plan_print(const Plan *p, FILE *out);
 
+/* Work of one step; for GATHER and REDUCE the bytes that they move. */
+Cost step_cost(const Plan *p, const Step *s);
 /* Sum of the steps' costs, by phase when phase >= 0. */
 Cost plan_cost(const Plan *p, int phase);
 

@@ -145,7 +145,10 @@ static int64_t most_alive(const Plan *p, const Block *blocks, int n) {
         change[blocks[i].from] += blocks[i].bytes;
         change[blocks[i].to + 1] -= blocks[i].bytes;
     }
-    for (int i = 0; i <= p->n_steps; i++) most = MAX(most, alive += change[i]);
+    for (int i = 0; i <= p->n_steps; i++) {
+        alive += change[i];
+        most = MAX(most, alive);
+    }
     free(change);
     return most;
 }
@@ -193,7 +196,7 @@ void plan_place(Plan *p, const Ctx *c) {
     for (w.step = 0; w.step < p->n_steps; w.step++) {
         const Step *s = &p->steps[w.step];
         step_touch(p, s, live, &w);
-        if (!s->node || !s->node->op->workspace) continue;
+        if (!c->k || !s->node || !s->node->op->workspace) continue;
         int64_t bytes = (int64_t)s->node->op->workspace(s->node, s->phase, c);
         p->workspace_bytes = MAX(p->workspace_bytes, align_up(bytes, LIFE_ALIGN));
     }

@@ -95,6 +95,10 @@ static void gather(Run *r, int b) {
         const Source *s = &bucket->sources[i];
         char *to = (char *)copy->data + s->offset * (int64_t)dtype_size(copy->dtype);
         k->cast(r->stream, s->form, copy->dtype, s->count, s->data, to);
+        if (!g->params->release) continue;
+        k->stream_sync(r->stream);
+        g->params->release(g->params->release_context, s->data,
+                           (size_t)s->count * dtype_size(s->form));
     }
 }
 
@@ -120,6 +124,7 @@ void run_plan(Run *r, const RunArgs *args) {
     int begun = 0, ended = 0;
     for (int i = 0; i < p->n_steps; i++) {
         const Step *s = &p->steps[i];
+        double start = r->seconds ? now_seconds() : 0;
         begin_lives(r, i, &begun);
         c.first = s->first;
         switch (s->phase) {
@@ -130,5 +135,8 @@ void run_plan(Run *r, const RunArgs *args) {
         case REDUCE: reduce(r, s->bucket, args->micro); break;
         }
         end_lives(r, i, &ended);
+        if (!r->seconds) continue;
+        k->stream_sync(r->stream);
+        r->seconds[i] = now_seconds() - start;
     }
 }

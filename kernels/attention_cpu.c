@@ -12,15 +12,15 @@
 
 enum {
     MAX_HEAD = 256,
-    ROWS = 4,                   /* sums of `micro`: ROWS x COLS, which just fit the registers */
+    ROWS = 4, /* sums of `micro`: ROWS x COLS, which just fit the registers */
     COLS = VECTOR_BYTES / 16 * LANES,
-    TILE = 64,                  /* query rows of a tile */
-    BLOCK = 256,                /* keys between two rescalings of the forward's softmax */
+    TILE = 64,   /* query rows of a tile */
+    BLOCK = 256, /* keys between two rescalings of the forward's softmax */
 };
 
 /* One head of one segment. Pointers to [S,N*E] matrices begin at its first row and column. */
 typedef struct {
-    int64_t rows, padded, size, ep, ld;  /* rows, rounded up to COLS; E, EP, N*E */
+    int64_t rows, padded, size, ep, ld; /* rows, rounded up to COLS; E, EP, N*E */
     real scale;
     const real *q, *k, *v;
 } Head;
@@ -51,7 +51,8 @@ static inline void micro(int64_t k, const real *a, int64_t a_row, int64_t a_col,
             for (int j = 0; j < COLS; j++) sum[i][j] = fma_real(x, b[p * ldb + j], sum[i][j]);
         }
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < COLS; j++) c[i * ldc + j] = add ? c[i * ldc + j] + sum[i][j] : sum[i][j];
+        for (int j = 0; j < COLS; j++)
+            c[i * ldc + j] = add ? c[i * ldc + j] + sum[i][j] : sum[i][j];
 }
 
 /* C[rows,cols] = A[rows,k] B[k,cols]; rows and cols are rounded up to ROWS and COLS. */
@@ -108,8 +109,8 @@ static void mask_tail(const Head *h, int64_t first, int64_t rows, int64_t cols, 
 
 /* Working memory of one thread. */
 typedef struct {
-    real *kt, *v;               /* panels; rows */
-    real *q, *out, *scores;     /* [TILE,EP], [TILE,EP], [TILE,BLOCK] */
+    real *kt, *v;           /* panels; rows */
+    real *q, *out, *scores; /* [TILE,EP], [TILE,EP], [TILE,BLOCK] */
     real max[TILE], sum[TILE];
 } Forward;
 
@@ -298,7 +299,7 @@ void cpu_attention_grad(Stream *s, const Attention *a, const void *out, const re
         Head h = head_of(a, segment, n);
         int64_t at = first * h.ld + n * h.size;
         HeadGrad g = {(const real *)out + at, (const real *)dout + at, lse + n * a->rows + first,
-                      (real *)dq + at, (real *)dk + at, (real *)dv + at};
+                      (real *)dq + at,        (real *)dk + at,         (real *)dv + at};
         backward_head(&h, (real *)s->workspace + omp_get_thread_num() * elements, &g);
     }
 }

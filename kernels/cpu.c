@@ -41,7 +41,8 @@ static void widen(DType t, int64_t n, const void *src, real *x) {
     const float *single = src;
     const double *wide = src;
     const uint16_t *half = src;
-    if (t == DT_REAL) memcpy(x, src, (size_t)n * sizeof *x);
+    if (t == DT_REAL)
+        memcpy(x, src, (size_t)n * sizeof *x);
     else if (t == DT_F32)
         for (int64_t i = 0; i < n; i++) x[i] = single[i];
     else if (t == DT_F64)
@@ -50,20 +51,23 @@ static void widen(DType t, int64_t n, const void *src, real *x) {
         for (int64_t i = 0; i < n; i++) x[i] = float_from_bf16(half[i]);
     else if (t == DT_F16)
         for (int64_t i = 0; i < n; i++) x[i] = float_from_f16(half[i]);
-    else CHECK(false, "cast: the CPU reads no %s", dtype_name(t));
+    else
+        CHECK(false, "cast: the CPU reads no %s", dtype_name(t));
 }
 
 static void narrow(DType t, int64_t n, const real *x, void *dst) {
     float *single = dst;
     uint16_t *half = dst;
-    if (t == DT_REAL) memcpy(dst, x, (size_t)n * sizeof *x);
+    if (t == DT_REAL)
+        memcpy(dst, x, (size_t)n * sizeof *x);
     else if (t == DT_F32)
         for (int64_t i = 0; i < n; i++) single[i] = (float)x[i];
     else if (t == DT_BF16)
         for (int64_t i = 0; i < n; i++) half[i] = bf16_from_float((float)x[i]);
     else if (t == DT_F16)
         for (int64_t i = 0; i < n; i++) half[i] = f16_from_float((float)x[i]);
-    else CHECK(false, "cast: the CPU writes no %s", dtype_name(t));
+    else
+        CHECK(false, "cast: the CPU writes no %s", dtype_name(t));
 }
 
 void cpu_cast(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst) {

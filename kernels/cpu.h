@@ -22,16 +22,19 @@ enum { PARALLEL_MIN = 16384 };
 
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 typedef real Vec __attribute__((vector_size(VECTOR_BYTES)));
-typedef real VecAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+typedef real VecAnywhere
+    __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 static inline Vec vec_load(const real *p) { return *(const VecAnywhere *)p; }
 static inline void vec_store(real *p, Vec v) { *(VecAnywhere *)p = v; }
 
-/* The sum of the lanes, by halves. */
+/* The sum of the lanes, by halves; constant halves let each become one addition of vectors. */
 static inline real vec_sum(Vec v) {
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
-    return v[0];
+    real x[LANES];
+    vec_store(x, v);
+    for (int i = 0; LANES == 16 && i < 8; i++) x[i] += x[i + 8];
+    for (int i = 0; LANES >= 8 && i < 4; i++) x[i] += x[i + 4];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 /* keep * old + new, without reading old where keep is 0. */
@@ -52,10 +55,11 @@ enum { COLUMN_BLOCK = 1024 };
 int64_t column_block(int64_t cols);
 
 /* x[i] and what is summed with it: for rows [first, last) and n columns,
- * sum[j] = sum of x[i,j], product[j] = sum of x[i,j] * y[i,j]. With stats [rows,2] (mean, 1/deviation)
- * the second factor is the normalised (y - mean) * rstd. sum and product may be NULL. */
+ * sum[j] = sum of x[i,j], product[j] = sum of x[i,j] * y[i,j]. With stats [rows,2] (mean,
+ * 1/deviation) the second factor is the normalised (y - mean) * rstd. sum and product may be NULL.
+ */
 typedef struct {
-    const real *x, *y;                   /* at row 0 and the block's first column */
+    const real *x, *y; /* at row 0 and the block's first column */
     const real *stats;
     int64_t ld;
 } RowSums;
@@ -80,8 +84,8 @@ void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y)
 void cpu_norm(Stream *s, const Norm *n, void *y);
 void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g);
 void cpu_gate(Stream *s, const Gate *g, const void *x, void *y);
-void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da,
-                   real keep_dmod, void *dmod);
+void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da, real keep_dmod,
+                   void *dmod);
 void cpu_qk_norm(Stream *s, const QkNorm *q, void *y);
 void cpu_qk_norm_grad(Stream *s, const QkNorm *q, const QkNormGrad *g);
 size_t cpu_attention_workspace(Stream *s, const Attention *a, bool backward);

@@ -24,7 +24,8 @@ static void dot_block(const Gemm *g, const real *a, const real *b, int64_t i, in
         real part[BLOCK] = {0};
         for (int64_t p = first; p < MIN(first + chunk, g->k); p++)
             for (int64_t j = 0; j < n; j++)
-                part[j] = fma_real(a[i * a_row + p * a_col], b[p * b_row + (j0 + j) * b_col], part[j]);
+                part[j] =
+                    fma_real(a[i * a_row + p * a_col], b[p * b_row + (j0 + j) * b_col], part[j]);
         for (int64_t j = 0; j < n; j++) sum[j] += part[j];
     }
 }
@@ -50,7 +51,8 @@ void cpu_gemm(Stream *s, const Gemm *g, const void *a, const void *b, const void
 #pragma omp parallel for schedule(static) if (g->batch * g->m * g->n * g->k >= PARALLEL_MIN)
     for (int64_t row = 0; row < g->batch * g->m; row++) {
         int64_t member = row / g->m;
-        multiply_row(g, (const real *)a + member * g->stride_a, (const real *)b + member * g->stride_b,
+        multiply_row(g, (const real *)a + member * g->stride_a,
+                     (const real *)b + member * g->stride_b,
                      g->has_bias ? (const real *)bias + member * g->stride_bias : NULL, row % g->m,
                      (real *)c + member * g->stride_c);
     }

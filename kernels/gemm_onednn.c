@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* All that a primitive depends on; compared byte by byte, so it has no padding and starts zeroed. */
+/* All that a primitive depends on; compared byte by byte, so it has no padding and starts zeroed.
+ */
 typedef struct {
     int64_t m, n, k, lda, ldb, ldc;
     int64_t threads;
@@ -82,7 +83,8 @@ static dnnl_primitive_attr_t attributes(const Key *k, const dnnl_memory_desc_t *
     check(dnnl_post_ops_create(&post), "post_ops_create");
     if (k->alpha != 1)
         check(dnnl_post_ops_append_eltwise(post, 1, dnnl_eltwise_linear, k->alpha, 0), "eltwise");
-    if (bias_after_alpha(k)) check(dnnl_post_ops_append_binary(post, dnnl_binary_add, bias), "binary");
+    if (bias_after_alpha(k))
+        check(dnnl_post_ops_append_binary(post, dnnl_binary_add, bias), "binary");
     if (k->beta != 0) check(dnnl_post_ops_append_sum(post, k->beta), "sum");
     check(dnnl_primitive_attr_set_post_ops(attr, post), "set_post_ops");
     dnnl_post_ops_destroy(post);

@@ -14,7 +14,8 @@ static double squared_error(int64_t n, const real *x, const real *target) {
         double d = (double)x[i] - (double)target[i];
         sums[i - whole] += d * d;
     }
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) +
+           ((sums[2] + sums[6]) + (sums[3] + sums[7]));
 }
 
 void cpu_mse(Stream *s, DType t, int samples, const int64_t *cu, const void *x, const real *target,

@@ -36,7 +36,8 @@ HD static inline real sqrt_real(real x) {
 /* e^x within 1 ulp; 0 where e^x is below the smallest normal number. NaN stays NaN.
  * Polynomial of Cephes' expf on [-log(2)/2, log(2)/2]. */
 HD static inline float exp_float(float x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    const float magic =
+        12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     float shifted = fmaf(x, 1.44269504f, magic), n = shifted - magic;
     float r = fmaf(n, -0.693147182f, x);
     r = fmaf(n, 1.90465421e-9f, r);

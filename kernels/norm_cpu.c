@@ -29,6 +29,11 @@ static inline Moments moments(const real *x, int64_t n, real eps) {
     return m;
 }
 
+/* Asks for a row that is read next, while this one is computed with. */
+static inline void prefetch_row(const real *x, int64_t n) {
+    for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof *x) __builtin_prefetch(x + j);
+}
+
 static const real *mod_of(const Norm *n, int64_t row) {
     return n->mod_rows ? (const real *)n->mod + n->mod_row[row] * n->mod_width : NULL;
 }
@@ -37,6 +42,7 @@ static void norm_row(const Norm *n, int64_t row, real *restrict y) {
     const real *x = (const real *)n->x + row * n->width, *gamma = n->gamma, *beta = n->beta;
     const real *shift = mod_of(n, row), *scale = shift ? shift + n->width : NULL;
     Moments m = moments(x, n->width, n->eps);
+    prefetch_row(x + n->width, row + 1 < n->rows ? n->width : 0);
     n->stats[2 * row] = m.mean;
     n->stats[2 * row + 1] = m.rstd;
     if (shift)
@@ -76,8 +82,8 @@ static inline void sum_row_grad(const real *dy, const real *x, const real *gamma
 }
 
 /* dx = keep * dx + rstd * (g - mean(g) - xhat * mean(g * xhat)). */
-static inline void norm_row_grad(const real *dy, const real *x, const real *gamma, const real *scale,
-                                 Moments m, int64_t n, real keep, real *dx) {
+static inline void norm_row_grad(const real *dy, const real *x, const real *gamma,
+                                 const real *scale, Moments m, int64_t n, real keep, real *dx) {
     real sum, product;
     sum_row_grad(dy, x, gamma, scale, m, n, &sum, &product);
     sum /= (real)n;
@@ -130,8 +136,7 @@ void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g) {
         dmod[i] = kept(g->keep_dmod, dmod + i, 0);
     if (g->dgamma || g->dbeta || dmod) {
 #pragma omp parallel for schedule(static) if (n->rows * width >= PARALLEL_MIN)
-        for (int64_t j = 0; j < width; j += block)
-            add_norm_columns(n, g, j, MIN(block, width - j));
+        for (int64_t j = 0; j < width; j += block) add_norm_columns(n, g, j, MIN(block, width - j));
     }
     if (!g->dx) return;
 #pragma omp parallel for schedule(static) if (n->rows * width >= PARALLEL_MIN)

@@ -17,7 +17,8 @@ static double squares(int64_t n, const real *x) {
     for (int64_t i = 0; i < whole; i += 8)
         for (int k = 0; k < 8; k++) sums[k] += (double)x[i + k] * x[i + k];
     for (int64_t i = whole; i < n; i++) sums[i - whole] += (double)x[i] * x[i];
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) +
+           ((sums[2] + sums[6]) + (sums[3] + sums[7]));
 }
 
 void cpu_sum_squares(Stream *s, int64_t n, const real *x, double *partial) {

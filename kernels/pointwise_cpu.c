@@ -110,8 +110,8 @@ static void add_gate_columns(const Gate *g, const real *dy, int64_t j0, int64_t 
     }
 }
 
-void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da,
-                   real keep_dmod, void *dmod) {
+void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da, real keep_dmod,
+                   void *dmod) {
     (void)s;
     check_type(g->t, "gate_grad");
     int64_t width = g->width, block = column_block(width);

@@ -1,6 +1,6 @@
 /* Owns the draws of kernels/random.h, four elements to a Philox counter. */
-#include "kernels/random.h"
 #include "kernels/math.h"
+#include "kernels/random.h"
 
 #include <Random123/philox.h>
 
@@ -40,8 +40,9 @@ void random_normal(Draw d, int64_t first, int64_t n, float *out) {
     for (int64_t i = first / 2 * 2; i < first + n; i += BLOCK) {
         uint32_t bits[BLOCK];
         float z[BLOCK];
-        random_bits(d, i, BLOCK, bits);
-        for (int j = 0; j < BLOCK; j += 2)
+        int64_t count = MIN(BLOCK, align_up(first + n - i, 2));
+        random_bits(d, i, count, bits);
+        for (int64_t j = 0; j < count; j += 2)
             normal_pair(uniform(bits[j]), uniform(bits[j + 1]), &z[j], &z[j + 1]);
         int64_t from = MAX(i, first), to = MIN(i + BLOCK, first + n);
         memcpy(out + (from - first), z + (from - i), (size_t)(to - from) * sizeof *out);

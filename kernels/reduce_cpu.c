@@ -40,7 +40,9 @@ static inline Row row_of(const RowSums *r, int64_t i) {
                  r->stats ? r->stats[2 * i + 1] : 1};
 }
 
-static inline real term(const Row *r, int64_t j) { return r->x[j] * ((r->y[j] - r->mean) * r->rstd); }
+static inline real term(const Row *r, int64_t j) {
+    return r->x[j] * ((r->y[j] - r->mean) * r->rstd);
+}
 
 static void add_products(const RowSums *r, int64_t first, int64_t last, int64_t n,
                          real *restrict sum) {
@@ -74,9 +76,12 @@ void sum_rows(const RowSums *r, int64_t first, int64_t last, int64_t n, real *su
     for (int64_t chunk = first; chunk < last; chunk += ROW_CHUNK) {
         real sums[COLUMN_BLOCK] = {0}, products[COLUMN_BLOCK] = {0};
         int64_t end = MIN(chunk + ROW_CHUNK, last);
-        if (sum && product) add_both(r, chunk, end, n, sums, products);
-        else if (sum) add_rows(r, chunk, end, n, sums);
-        else add_products(r, chunk, end, n, products);
+        if (sum && product)
+            add_both(r, chunk, end, n, sums, products);
+        else if (sum)
+            add_rows(r, chunk, end, n, sums);
+        else
+            add_products(r, chunk, end, n, products);
         if (sum) add(sums, n, sum);
         if (product) add(products, n, product);
     }

@@ -5,7 +5,8 @@
 
 /* y = keep * y + x over one row. */
 static inline void put_row(const real *x, int64_t width, real keep, real *y) {
-    if (keep == 0) memcpy(y, x, (size_t)width * sizeof *y);
+    if (keep == 0)
+        memcpy(y, x, (size_t)width * sizeof *y);
     else
         for (int64_t j = 0; j < width; j++) y[j] = kept(keep, y + j, x[j]);
 }

@@ -1,5 +1,6 @@
 /* Owns adapters on disk: the names and the rank and alpha rules of diffusers and PEFT. */
 #include "data/json.h"
+#include "data/nearest.h"
 #include "data/weights.h"
 #include "trainer/lora.h"
 
@@ -8,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+
+static const double MAX_ALPHA = 1e6; /* as for lora.alpha */
 
 typedef struct {
     char *module;
@@ -22,6 +25,7 @@ struct Adapter {
     Entry *entries;
     int n_entries;
     Json meta;              /* the settings: header entry or adapter_config.json */
+    const char *settings;   /* where they are; NULL: there are none */
     const char *prefix;     /* of the settings' keys: "transformer." or "" */
 };
 
@@ -36,51 +40,90 @@ static Entry *entry_of(Adapter *a, const char *module, size_t length) {
     return &a->entries[a->n_entries++];
 }
 
-static bool read_name(Adapter *a, const SafetensorsTensor *t, Error *e) {
-    static const char *const PREFIXES[] = {"transformer.", "base_model.model."};
+static const char PEFT_PREFIX[] = "base_model.model.";
+
+/* Finds the module in an adapter tensor's name, and which half of the pair it is. */
+static bool split_name(const char *name, const char **module, size_t *n_module, bool *is_b) {
+    static const char *const PREFIXES[] = {"transformer.", PEFT_PREFIX};
     static const char *const SUFFIXES[] = {".lora_A.weight", ".lora_B.weight", ".lora.down.weight",
                                            ".lora.up.weight"};
     for (size_t p = 0; p < COUNT(PREFIXES); p++) {
-        size_t skip = strlen(PREFIXES[p]), length = strlen(t->name);
-        if (strncmp(t->name, PREFIXES[p], skip)) continue;
+        size_t skip = strlen(PREFIXES[p]), length = strlen(name);
+        if (strncmp(name, PREFIXES[p], skip)) continue;
         for (size_t s = 0; s < COUNT(SUFFIXES); s++) {
             size_t tail = strlen(SUFFIXES[s]);
-            if (length <= skip + tail || strcmp(t->name + length - tail, SUFFIXES[s])) continue;
-            Entry *entry = entry_of(a, t->name + skip, length - skip - tail);
-            *(s % 2 ? &entry->b : &entry->a) = t;
+            if (length <= skip + tail || strcmp(name + length - tail, SUFFIXES[s])) continue;
+            *module = name + skip;
+            *n_module = length - skip - tail;
+            *is_b = s % 2;
             return true;
         }
     }
-    return error_set(e, EXIT_USER,
-                     "%s: tensor %s: expected names like transformer.<module>.lora_A.weight "
-                     "(diffusers) or base_model.model.<module>.lora_A.weight (PEFT)",
-                     a->path, t->name);
+    return false;
+}
+
+bool adapter_holds(const Weights *w) {
+    const char *module;
+    size_t n_module;
+    bool is_b;
+    for (size_t i = 0; i < w->n_tensors; i++)
+        if (split_name(w->tensors[i].name, &module, &n_module, &is_b)) return true;
+    return false;
+}
+
+static bool read_name(Adapter *a, const SafetensorsTensor *t, Error *e) {
+    const char *module;
+    size_t n_module;
+    bool is_b;
+    if (!split_name(t->name, &module, &n_module, &is_b))
+        return error_set(e, EXIT_USER,
+                         "%.300s: tensor \"%.120s\": expected names like "
+                         "transformer.<module>.lora_A.weight (diffusers) or "
+                         "base_model.model.<module>.lora_A.weight (PEFT). Is it an adapter of "
+                         "CogVideoX, in one of these forms?",
+                         a->path, t->name);
+    Entry *entry = entry_of(a, module, n_module);
+    const SafetensorsTensor **half = is_b ? &entry->b : &entry->a;
+    if (*half)
+        return error_set(e, EXIT_USER,
+                         "%.300s: tensors \"%.120s\" and \"%.120s\" are the same half of one "
+                         "adapter: expected one of them. Remove the other.",
+                         a->path, (*half)->name, t->name);
+    *half = t;
+    return true;
 }
 
 static bool check_entry(const Adapter *a, Entry *n, Error *e) {
     if (!n->a || !n->b)
-        return error_set(e, EXIT_USER, "%s: %s has lora_%s and no lora_%s", a->path, n->module,
-                         n->a ? "A" : "B", n->a ? "B" : "A");
+        return error_set(e, EXIT_USER,
+                         "%.300s: tensor \"%.120s\": expected lora_A and lora_B for %.120s, and "
+                         "lora_%s is not there. The file is incomplete: export it again.",
+                         a->path, (n->a ? n->a : n->b)->name, n->module, n->a ? "B" : "A");
     n->rank = n->a->n_dims ? n->a->shape[0] : 0;
     if (n->a->n_dims < 2 || n->b->n_dims < 2 || n->rank < 1 || n->b->shape[1] != n->rank)
-        return error_set(e, EXIT_USER, "%s: %s: expected lora_A [r,K] and lora_B [O,r]", a->path,
-                         n->module);
+        return error_set(e, EXIT_USER,
+                         "%.300s: tensors \"%.120s\" and \"%.120s\": expected the shapes [r,K] and "
+                         "[O,r] with one rank r of at least 1. Export the adapter again.",
+                         a->path, n->a->name, n->b->name);
     n->alpha = (double)n->rank;
     return true;
 }
 
 /* The settings: a header entry of the file, or adapter_config.json beside it. */
-static bool open_settings(Adapter *a, const char *path, Error *e) {
+static bool open_settings(Adapter *a, Error *e) {
     const Safetensors *file = &a->weights.shards[0];
     const char *text = safetensors_metadata(file, "lora_adapter_metadata");
-    char *config = xprintf("%s/adapter_config.json", path);
+    const char *slash = strrchr(file->path, '/');
+    char *config = xprintf("%.*sadapter_config.json", slash ? (int)(slash + 1 - file->path) : 0,
+                           file->path);
     struct stat info;
     bool ok = true;
     if (text) {
         a->prefix = "transformer.";
+        a->settings = "lora_adapter_metadata";
         ok = json_parse(&a->meta, text, strlen(text), file->path, e);
     } else if (!stat(config, &info)) {
-        a->prefix = "";
+        a->settings = "adapter_config.json";
         ok = json_open(&a->meta, config, e);
     }
     free(config);
@@ -115,7 +158,8 @@ static bool read_settings(Adapter *a, Error *e) {
     if (!a->meta.root) return true;
     bool rslora = false, dora = false;
     if (!flag(a, "use_rslora", &rslora, e) || !flag(a, "use_dora", &dora, e)) return false;
-    if (dora) return error_set(e, EXIT_USER, "%s: use_dora: DoRA adapters are not read", a->path);
+    if (dora) return error_set(e, EXIT_USER, "%.300s: use_dora: DoRA adapters are not read. Train "
+                                       "the adapter without DoRA.", a->path);
     for (int i = 0; i < a->n_entries; i++) {
         Entry *n = &a->entries[i];
         double rank = (double)n->rank;
@@ -123,9 +167,15 @@ static bool read_settings(Adapter *a, Error *e) {
         if (!setting(a, "lora_alpha", "alpha_pattern", n->module, &n->alpha, e) ||
             !setting(a, "r", "rank_pattern", n->module, &rank, e))
             return false;
-        if ((int64_t)rank != n->rank)
-            return error_set(e, EXIT_USER, "%s: %s: the settings say rank %g, the tensors %lld",
-                             a->path, n->module, rank, (long long)n->rank);
+        if (rank != (double)n->rank)
+            return error_set(e, EXIT_USER,
+                             "%.300s: %.120s: expected the rank of the tensors, %lld, and %s says "
+                             "%g. Export the adapter again.",
+                             a->path, n->module, (long long)n->rank, a->settings, rank);
+        if (!(fabs(n->alpha) <= MAX_ALPHA))
+            return error_set(e, EXIT_USER,
+                             "%.300s: %.120s: expected an alpha of at most %g, and %s says %g.",
+                             a->path, n->module, MAX_ALPHA, a->settings, n->alpha);
         if (rslora) n->alpha *= sqrt((double)n->rank);
     }
     return true;
@@ -135,11 +185,12 @@ Adapter *adapter_open(const char *path, Error *e) {
     Adapter *a = xcalloc(1, sizeof *a);
     a->path = xstrdup(path);
     a->prefix = "";
-    bool ok = weights_open(&a->weights, path, e) && open_settings(a, path, e);
+    bool ok = weights_open(&a->weights, path, e) && open_settings(a, e);
     for (size_t i = 0; ok && i < a->weights.n_tensors; i++)
         ok = read_name(a, &a->weights.tensors[i], e);
     for (int i = 0; ok && i < a->n_entries; i++) ok = check_entry(a, &a->entries[i], e);
-    if (ok && !a->n_entries) ok = error_set(e, EXIT_USER, "%s: holds no adapter", path);
+    if (ok && !a->n_entries) ok = error_set(e, EXIT_USER, "%.300s: expected an adapter, and it "
+                                                   "holds no tensor. Export it again.", path);
     if (ok && read_settings(a, e)) return a;
     adapter_close(a);
     return NULL;
@@ -167,36 +218,49 @@ static int64_t items(const SafetensorsTensor *t) {
     return n;
 }
 
+static bool no_such_linear(const Adapter *a, const Dit *d, const char *module, Error *e) {
+    Nearest near = nearest_to(module);
+    for (int i = 0; i < d->n_linears; i++) nearest_offer(&near, d->linears[i]->module);
+    return error_set(e, EXIT_USER,
+                     "%.300s: %.120s: expected a linear layer of this transformer, which has none "
+                     "of that name%s%s. The adapter was made for another model.",
+                     a->path, module, near.best ? "; the nearest is " : "",
+                     near.best ? near.best : "");
+}
+
 bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e) {
     for (int i = 0; i < a->n_entries; i++) {
         const Entry *n = &a->entries[i];
         Linear *l = (Linear *)find_linear(d, n->module);
         if (!l)
-            return error_set(e, EXIT_USER, "%s: %s is not a linear layer of this transformer",
-                             a->path, n->module);
+            return no_such_linear(a, d, n->module, e);
         if (items(n->a) != n->rank * linear_in(l) || items(n->b) != n->rank * linear_out(l))
             return error_set(e, EXIT_USER,
-                             "%s: %s: expected an adapter of a layer of %lld x %lld values: it was "
-                             "made for another model",
-                             a->path, n->module, (long long)linear_out(l),
-                             (long long)linear_in(l));
+                             "%.300s: tensor \"%.120s\": expected an adapter of a layer of %lld x "
+                             "%lld values, found one of %lld x %lld. It was made for another model.",
+                             a->path, n->a->name, (long long)linear_out(l), (long long)linear_in(l),
+                             (long long)(items(n->b) / n->rank), (long long)(items(n->a) / n->rank));
         lora_give(l, n->rank, n->alpha, dropout);
     }
     return true;
 }
 
-static bool copy_values(const Adapter *a, const SafetensorsTensor *t, real *to, Error *e) {
+bool adapter_values(const Adapter *a, const SafetensorsTensor *t, real *to, Error *e) {
     if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
-        return error_set(e, EXIT_USER, "%s: %s: expected F32, BF16 or F16, found %s", a->path,
-                         t->name, t->dtype_name);
+        return error_set(e, EXIT_USER,
+                         "%.300s: tensor \"%.120s\": expected F32, BF16 or F16, found %s. Convert "
+                         "the adapter first.",
+                         a->path, t->name, t->dtype_name);
     int64_t n = items(t);
     void *aligned = memcpy(xcalloc(t->bytes, 1), t->data, t->bytes);
     BACKEND_CPU.cast(NULL, t->dtype, DT_REAL, n, aligned, to);
     free(aligned);
     for (int64_t i = 0; i < n; i++)
         if (!(to[i] - to[i] == 0))
-            return error_set(e, EXIT_USER, "%s: %s: value %lld is not finite", a->path, t->name,
-                             (long long)i);
+            return error_set(e, EXIT_USER,
+                             "%.300s: tensor \"%.120s\": value %lld: expected a finite number. The "
+                             "file is damaged or its training diverged: use an earlier one.",
+                             a->path, t->name, (long long)i);
     return true;
 }
 
@@ -204,8 +268,8 @@ bool adapter_load(const Adapter *a, const Dit *d, Error *e) {
     for (int i = 0; i < a->n_entries; i++) {
         const Entry *n = &a->entries[i];
         const Linear *l = find_linear(d, n->module);
-        if (!copy_values(a, n->a, param_master(d->params, l->lora_a), e) ||
-            !copy_values(a, n->b, param_master(d->params, l->lora_b), e))
+        if (!adapter_values(a, n->a, param_master(d->params, l->lora_a), e) ||
+            !adapter_values(a, n->b, param_master(d->params, l->lora_b), e))
             return false;
     }
     return true;
@@ -215,8 +279,11 @@ int adapter_count(const Adapter *a) {
     return a->n_entries;
 }
 
-const char *adapter_module(const Adapter *a, int i, int64_t *rank, double *alpha) {
-    *rank = a->entries[i].rank;
-    *alpha = a->entries[i].alpha;
-    return a->entries[i].module;
+AdapterLayer adapter_layer(const Adapter *a, int i) {
+    const Entry *n = &a->entries[i];
+    return (AdapterLayer){n->module, n->rank, n->alpha, n->a, n->b};
 }
+
+const char *adapter_settings(const Adapter *a) { return a->settings; }
+
+const Weights *adapter_weights(const Adapter *a) { return &a->weights; }

@@ -1,12 +1,10 @@
 /* Owns the life of a model's plans: recorded, placed, bound, run. */
-#define _DEFAULT_SOURCE
 #include "trainer/learner.h"
 
 #include "trainer/positions.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const double OFS_VALUE = 2.0; /* the only value that the 1.5 I2V pipeline ever passes */
 
@@ -14,14 +12,14 @@ static const double OFS_VALUE = 2.0; /* the only value that the 1.5 I2V pipeline
 
 static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     const Model *m = l->model;
-    Shaped s = {.graph = graph_open(DT_REAL, m->params)};
+    Shaped s = {.graph = graph_open(m->compute, m->params)};
     s.io = dit_record(m->dit, s.graph, pack, l->trains);
     s.plan = plan_open(s.graph);
     if (l->trains && m->training != TRAIN_NOTHING) plan_backward(s.plan, s.io.loss);
     int layers = (int)m->dit->config.layers;
     plan_recompute(s.plan, l->policy, layers);
     plan_homes(s.plan, (int)c->train.accumulate);
-    plan_place(s.plan, &(Ctx){.k = m->memory.k, .stream = m->stream});
+    plan_place(s.plan, &(Ctx){.k = m->foreign ? NULL : m->memory.k, .stream = m->stream});
     return s;
 }
 
@@ -52,13 +50,8 @@ static void plan_all(Learner *l, const Config *c, const Pack *packs, int n, Reco
     }
 }
 
-/* Bytes that plans may use: the budget, or what the machine has free. */
-static int64_t budget_of(const Config *c) {
-    if (c->memory.budget) return c->memory.budget;
-    return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
-}
-
-Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains) {
+Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
+                      int64_t available) {
     Learner *l = xcalloc(1, sizeof *l);
     l->model = m;
     l->trains = trains;
@@ -70,15 +63,16 @@ Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs,
     } else {
         choice = MEMORY_RECOMPUTE_NONE;
         plan_all(l, c, packs, n_packs, choice);
-        while (choice < MEMORY_RECOMPUTE_BLOCK && learner_bytes(l).total > budget_of(c))
+        while (choice < MEMORY_RECOMPUTE_BLOCK && learner_bytes(l).total > available)
             plan_all(l, c, packs, n_packs, ++choice);
     }
-    if (c->memory.budget && learner_bytes(l).total > c->memory.budget)
+    double over = (double)(learner_bytes(l).total - available);
+    if (c->memory.budget && over > 0)
         config_die(c, "memory.budget",
-                   "%.2f GiB is too little: this run needs at least %.2f GiB. Fewer frames, a "
-                   "smaller size, batch or rank need less",
-                   (double)c->memory.budget / (1 << 30),
-                   (double)learner_bytes(l).total / (1 << 30));
+                   "%.2f GiB is too little by %.2f GiB. Fewer frames, a smaller size, batch or rank "
+                   "need less%s",
+                   (double)c->memory.budget / (1 << 30), over / (1 << 30),
+                   choice < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
     return l;
 }
 

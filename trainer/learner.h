@@ -32,8 +32,10 @@ typedef struct {
 
 /* Records and places every pack; nothing is allocated on a device yet. trains: with loss and, where
  * the model has trained parameters, gradients; else the prediction alone. The recomputation is the
- * config's; auto takes the first of none, selective, block that fits memory.budget. */
-Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains);
+ * config's; auto takes the first of none, selective, block whose total stays within `available`
+ * bytes. A plan above memory.budget ends the program, saying what it would take (exit 2). */
+Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
+                      int64_t available);
 /* Allocates, binds and seals. poison: see Run. */
 void learner_bind(Learner *l, bool poison);
 void learner_close(Learner *l);

@@ -1,6 +1,7 @@
 /* Adapters: which linear maps get one, how they begin, and reading one from a file. */
 #pragma once
 
+#include "data/weights.h"
 #include "trainer/config.h"
 #include "trainer/dit.h"
 
@@ -25,6 +26,20 @@ void adapter_close(Adapter *a);
 bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e);
 /* Copies the file's values into the masters, after params_allocate. */
 bool adapter_load(const Adapter *a, const Dit *d, Error *e);
-/* For `inspect`: maps with an adapter, and rank and alpha of the i-th, in file order. */
+
+/* For `inspect`: what an adapter holds, layer by layer in the order of the file. */
+typedef struct {
+    const char *module;
+    int64_t rank;
+    double alpha;                   /* the layer adds (alpha / rank) B A */
+    const SafetensorsTensor *a, *b; /* [r,K], [O,r] (a convolution's: [r,C,p,p], [O,r,1,1]) */
+} AdapterLayer;
 int adapter_count(const Adapter *a);
-const char *adapter_module(const Adapter *a, int i, int64_t *rank, double *alpha);
+AdapterLayer adapter_layer(const Adapter *a, int i);
+/* Where the file's alphas are: "lora_adapter_metadata", "adapter_config.json" or NULL, nowhere. */
+const char *adapter_settings(const Adapter *a);
+const Weights *adapter_weights(const Adapter *a);
+/* All values of a tensor of the adapter; false: they are of another type, or not finite. */
+bool adapter_values(const Adapter *a, const SafetensorsTensor *t, real *to, Error *e);
+/* Whether a tensor among the weights has the name of an adapter's. */
+bool adapter_holds(const Weights *w);

@@ -1,8 +1,10 @@
 /* The command line: finds the verb, builds its Call, runs it. */
+#define _XOPEN_SOURCE 700
 #include "data/nearest.h"
 #include "trainer/cli.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,6 +165,7 @@ static int run_program(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is then a failed write, like a full disk */
     int code = run_program(argc, argv);
     if (fflush(stdout) || ferror(stdout)) {
         fprintf(stderr, "cogsmith: cannot write the results to stdout: %s\n", strerror(errno));

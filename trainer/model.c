@@ -117,6 +117,7 @@ static void read_weights(Model *m) {
         if (is_adapter(q)) continue;
         const SafetensorsTensor *t = tensor_of(&m->weights, q, &e);
         if (!finite(&m->weights, t, param_count(q), &e)) die_error(&e);
+        weights_release(&m->weights, t->data, t->bytes);
         if (!q->trained) param_source(m->params, i, aligned_data(m, t), t->dtype);
     }
 }
@@ -194,7 +195,10 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
                                   [NUMBERS_BF16] = DT_BF16,
                                   [NUMBERS_F16] = DT_F16};
     DType form = c->model.dtype == NUMBERS_AUTO ? m->stored : TYPES[c->model.dtype];
-    bool device = c->memory.base.home == PLACE_DEVICE || c->model.dtype != NUMBERS_AUTO;
+    bool device = c->memory.base.home == PLACE_DEVICE || c->model.dtype != NUMBERS_AUTO ||
+                  (m->foreign && c->memory.base.home == PLACE_AUTO);
+    if (m->foreign) m->compute = form == DT_F32 ? DT_BF16 : form;
+    if (m->foreign && c->train.precision != NUMBERS_AUTO) m->compute = TYPES[c->train.precision];
     m->params = params_open();
     dit_params(m->dit, m->params, m->training == TRAIN_FULL, 1);
     if (detail == MODEL_RANDOM) params_rest(m->params, HOME_DEVICE, DT_REAL);
@@ -224,11 +228,41 @@ static void read_config(Model *m, const Config *c) {
     m->dit = dit_open(&config);
 }
 
-Model *model_open(const Config *c, Training training, ModelDetail detail) {
+Training model_training(const Config *c) {
+    return c->method == METHOD_FULL ? TRAIN_FULL : TRAIN_LORA;
+}
+
+void check_supported(const Config *c) {
+    if (c->device.kind == DEVICE_CUDA)
+        config_die(c, "device", "this program was built without CUDA; expected auto or cpu");
+    if (c->ranks.zero) config_die(c, "ranks.zero", "expected 0: sharding is not built yet");
+    if (c->ranks.sequence != 1)
+        config_die(c, "ranks.sequence", "expected 1: sequence parallelism is not built yet");
+    PlaceChoice base = c->memory.base.home;
+    if (base == PLACE_HOST || base == PLACE_RANKS)
+        config_die(c, "memory.base.home", "expected auto, device or file: host and ranks are not "
+                   "built yet");
+    if (c->memory.optimizer.home == PLACE_HOST)
+        config_die(c, "memory.optimizer.home", "expected auto or device: host is not built yet");
+    if (c->memory.activations.home == PLACE_HOST)
+        config_die(c, "memory.activations.home", "expected auto or device: host is not built yet");
+}
+
+/* The GATHER of a frozen bucket has read its file: the pages need not stay resident. */
+static void release_pages(void *model, const void *data, size_t bytes) {
+    const Model *m = model;
+    for (int i = 0; i < m->n_aligned; i++)
+        if (m->aligned[i] == data) return;
+    weights_release(&m->weights, data, bytes);
+}
+
+Model *model_open(const Config *c, Training training, ModelDetail detail, bool foreign) {
     Model *m = xcalloc(1, sizeof *m);
     Error e;
     Adapter *start = NULL;
     m->training = training;
+    m->compute = DT_REAL;
+    m->foreign = foreign;
     read_config(m, c);
     m->schedule = read_schedule(c->model.path);
     if (training == TRAIN_LORA && c->lora.start && !(start = adapter_open(c->lora.start, &e)))
@@ -238,6 +272,8 @@ Model *model_open(const Config *c, Training training, ModelDetail detail) {
     m->stream = m->memory.k->stream_open();
     open_weights(m, detail);
     make_params(m, c, detail);
+    m->params->release = release_pages;
+    m->params->release_context = m;
     if (detail != MODEL_SHAPES) fill_params(m, c, detail, start);
     adapter_close(start);
     return m;

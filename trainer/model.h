@@ -12,6 +12,8 @@ typedef enum { TRAIN_NOTHING, TRAIN_LORA, TRAIN_FULL } Training;
 typedef struct Model Model;
 struct Model {
     Training training;
+    DType compute;           /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
+    bool foreign;            /* planned for a device that is not here: no kernels, no memory */
     Memory memory;
     Stream *stream;
     Dit *dit;
@@ -30,8 +32,13 @@ typedef enum {
     MODEL_WEIGHTS, /* everything */
 } ModelDetail;
 
-/* Ends the program on mistakes in files or settings (exit 2). */
-Model *model_open(const Config *c, Training training, ModelDetail detail);
+/* foreign: plans for a GPU from its profile alone (with MODEL_SHAPES). Ends the program on mistakes in
+ * files or settings (exit 2). */
+Model *model_open(const Config *c, Training training, ModelDetail detail, bool foreign);
+/* What the config's method asks for. */
+Training model_training(const Config *c);
+/* Ends the program where the config asks for what this program cannot do yet, naming the key. */
+void check_supported(const Config *c);
 void model_close(Model *m);
 
 /* The transformer's own folder under model.path: model.path/transformer, or model.path itself. The

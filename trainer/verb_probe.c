@@ -2,6 +2,7 @@
  * implementation. See --help and the README for the names of inputs and outputs. */
 #include "trainer/cli.h"
 #include "trainer/learner.h"
+#include "trainer/profile.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -280,8 +281,7 @@ static Training training_of(const Config *c, const Inputs *in) {
 static void check_settings(const Config *c) {
     if (c->train.precision != NUMBERS_AUTO && c->train.precision != NUMBERS_F32)
         config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
-    if (c->device.kind == DEVICE_CUDA)
-        config_die(c, "device", "this program was built without CUDA; say cpu");
+    check_supported(c);
 }
 
 int verb_probe(const Call *call) {
@@ -294,7 +294,7 @@ int verb_probe(const Call *call) {
     c->train.accumulate = 1;
     Inputs in = inputs_read(c->probe.inputs);
     Probe p = {.config = c, .in = &in, .count = in.batch * in.f * in.ch * in.h * in.w};
-    p.model = model_open(c, training_of(c, &in), MODEL_WEIGHTS);
+    p.model = model_open(c, training_of(c, &in), MODEL_WEIGHTS, false);
     check_inputs(&in, &p.model->dit->config);
     if (!in.latents.values && p.model->training != TRAIN_NOTHING)
         die("%s: latents: missing; gradients need latents and noise", in.path);
@@ -305,7 +305,8 @@ int verb_probe(const Call *call) {
         text_rows[b] = in.text_rows;
     }
     Pack pack = {(int)in.batch, (const int64_t(*)[3])fhw, text_rows};
-    p.learner = learner_plan(p.model, c, &pack, 1, in.latents.values != NULL);
+    p.learner = learner_plan(p.model, c, &pack, 1, in.latents.values != NULL,
+                             available_bytes(c->memory.budget, NULL));
     learner_bind(p.learner, false);
     p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
     p.target = xcalloc((size_t)p.count, sizeof *p.target);

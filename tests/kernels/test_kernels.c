@@ -1,6 +1,6 @@
 /* Every kernel but the products (test_products.c) against plain loops in double precision. */
 #define _GNU_SOURCE
-#include "fixture.h"
+#include "tests/kernels/fixture.h"
 
 static const int64_t SIZES[][2] = {{1, 1}, {1, 64}, {3, 70}, {37, 129}, {2050, 20}, {40, 1920}};
 
@@ -140,7 +140,8 @@ static void expect_norm_dx(const Norm *n, const NormGrad *g, const real *old) {
         for (int pass = 0; pass < 2; pass++)
             for (int64_t j = 0; j < width; j++) {
                 double factor =
-                    n->mod ? 1 + (double)((const real *)n->mod)[n->mod_row[i] * n->mod_width + width + j]
+                    n->mod ? 1 + (double)((const real *)
+                                              n->mod)[n->mod_row[i] * n->mod_width + width + j]
                            : 1;
                 double d = (double)dy[j] * (double)gamma[j] * factor;
                 double xhat = ((double)x[j] - mean) * rstd;
@@ -148,7 +149,8 @@ static void expect_norm_dx(const Norm *n, const NormGrad *g, const real *old) {
                     double want = rstd * (d - c[0] - xhat * c[1]);
                     expect_near("dx", i * width + j, (double)dx[i * width + j],
                                 plus_kept(g->keep_dx, old[i * width + j], want), (double)width + 10,
-                                rstd * (fabs(d) + c[2] + fabs(xhat) * c[3]) + 4 * (g->keep_dx != 0));
+                                rstd * (fabs(d) + c[2] + fabs(xhat) * c[3]) +
+                                    4 * (g->keep_dx != 0));
                     continue;
                 }
                 c[0] += d / (double)width;
@@ -191,9 +193,17 @@ static void check_norm(Stream *s, int64_t rows, int64_t width, bool mod, real ke
     real *old[] = {copy_of(dgamma, width), copy_of(dbeta, width), copy_of(dmod, mods + 1),
                    copy_of(dx, n)};
     int32_t *mod_row = mod_rows_of(rows);
-    Norm norm = {.t = DT_REAL, .rows = rows, .width = width, .eps = (real)1e-5,
-                 .mod_rows = mod ? 3 : 0, .mod_width = mod ? mod_width : 0, .x = x, .gamma = gamma,
-                 .beta = beta, .mod = mod ? table : NULL, .mod_row = mod ? mod_row : NULL,
+    Norm norm = {.t = DT_REAL,
+                 .rows = rows,
+                 .width = width,
+                 .eps = (real)1e-5,
+                 .mod_rows = mod ? 3 : 0,
+                 .mod_width = mod ? mod_width : 0,
+                 .x = x,
+                 .gamma = gamma,
+                 .beta = beta,
+                 .mod = mod ? table : NULL,
+                 .mod_row = mod ? mod_row : NULL,
                  .stats = stats};
     NormGrad grad = {dy, dx, dgamma, dbeta, mod ? dmod : NULL, keep, keep, keep, keep};
     BACKEND_CPU.norm(s, &norm, y);
@@ -259,18 +269,18 @@ static void expect_qk_head(const QkNorm *q, int z, int64_t row, int64_t at, cons
             int64_t e = k ? j ^ 1 : j;
             double xhat = ((double)x[e] - m.mean) * m.rstd;
             normal[k] = xhat * (double)gamma[e] + (double)beta[e];
-            size_of += fabs(k ? s : c) *
-                       (fabs((double)gamma[e]) * (fabs(xhat) * (1 + spread) + spread) +
-                        fabs((double)beta[e]));
+            size_of +=
+                fabs(k ? s : c) * (fabs((double)gamma[e]) * (fabs(xhat) * (1 + spread) + spread) +
+                                   fabs((double)beta[e]));
         }
-        expect_near("y", at + j, (double)y[at + j], c * normal[0] + s * normal[1], (double)size + 10,
-                    size_of);
+        expect_near("y", at + j, (double)y[at + j], c * normal[0] + s * normal[1],
+                    (double)size + 10, size_of);
     }
 }
 
 /* The gradient of one head; adds its terms to the sums of gamma and beta. */
-static void expect_qk_head_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_t row, int64_t at,
-                                const real *old, Sums dgamma, Sums dbeta) {
+static void expect_qk_head_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_t row,
+                                int64_t at, const real *old, Sums dgamma, Sums dbeta) {
     int64_t size = q->head_size;
     const real *x = (const real *)q->x + at, *dy = (const real *)g->dy + at;
     Stats m = stats_of(x, size, (double)q->eps);
@@ -297,15 +307,17 @@ static void expect_qk_head_grad(const QkNorm *q, const QkNormGrad *g, int z, int
     }
 }
 
-static void check_qk_norm(Stream *s, int64_t rows, int64_t heads, int64_t size, bool rope, real keep) {
+static void check_qk_norm(Stream *s, int64_t rows, int64_t heads, int64_t size, bool rope,
+                          real keep) {
     int64_t width = heads * size, n = 2 * rows * width;
     real *x = numbers(n, 1), *p = numbers(4 * size, 2), *turn = numbers(rows * size, 3);
     real *y = output(n, 0, 4), *dy = numbers(n, 5), *dx = output(n, keep, 6);
     real *dp = output(4 * size, keep, 7), *old_dx = copy_of(dx, n), *old_dp = copy_of(dp, 4 * size);
-    QkNorm q = {DT_REAL, rows, heads, size, (real)1e-6, x, {p, p + size}, {p + 2 * size, p + 3 * size},
+    QkNorm q = {DT_REAL,           rows, heads,         size,
+                (real)1e-6,        x,    {p, p + size}, {p + 2 * size, p + 3 * size},
                 rope ? turn : NULL};
-    QkNormGrad g = {dy, dx, {dp, dp + size}, {dp + 2 * size, dp + 3 * size}, keep, {keep, keep},
-                    {keep, keep}};
+    QkNormGrad g = {dy,   dx,           {dp, dp + size}, {dp + 2 * size, dp + 3 * size},
+                    keep, {keep, keep}, {keep, keep}};
     BACKEND_CPU.qk_norm(s, &q, y);
     BACKEND_CPU.qk_norm_grad(s, &q, &g);
     for (int z = 0; z < 2; z++) {
@@ -317,14 +329,16 @@ static void check_qk_norm(Stream *s, int64_t rows, int64_t heads, int64_t size, 
         }
         double roundings = (double)(MIN(rows, ROW_CHUNK) + heads + size) + 16;
         expect_sums("dgamma", dgamma, size, dp + z * size, old_dp + z * size, keep, roundings);
-        expect_sums("dbeta", dbeta, size, dp + (2 + z) * size, old_dp + (2 + z) * size, keep, roundings);
+        expect_sums("dbeta", dbeta, size, dp + (2 + z) * size, old_dp + (2 + z) * size, keep,
+                    roundings);
     }
     BACKEND_CPU.qk_norm_grad(s, &q, &(QkNormGrad){.dy = dy, .dx = dx});
     release(9, x, p, turn, y, dy, dx, dp, old_dx, old_dp);
 }
 
 static void qk_norm_and_gradient(void **state) {
-    static const int64_t sizes[][3] = {{1, 1, 2}, {3, 2, 16}, {5, 3, 64}, {1030, 2, 6}, {4, 1, 256}};
+    static const int64_t sizes[][3] = {
+        {1, 1, 2}, {3, 2, 16}, {5, 3, 64}, {1030, 2, 6}, {4, 1, 256}};
     for (size_t i = 0; i < COUNT(sizes); i++)
         for (int flags = 0; flags < 4; flags++)
             check_qk_norm(*state, sizes[i][0], sizes[i][1], sizes[i][2], flags & 1,
@@ -338,7 +352,8 @@ static void join_and_split(void **state) {
     BACKEND_CPU.join(*state, DT_REAL, ROWS, WIDTH, source, text, video, y);
     for (int keep = 0; keep < 2; keep++) {
         real *dtext = output(TEXT, (real)keep, 1), *dvideo = output(VIDEO, (real)keep, 2);
-        BACKEND_CPU.split(*state, DT_REAL, ROWS, WIDTH, source, y, (real)keep, dtext, (real)keep, dvideo);
+        BACKEND_CPU.split(*state, DT_REAL, ROWS, WIDTH, source, y, (real)keep, dtext, (real)keep,
+                          dvideo);
         BACKEND_CPU.split(*state, DT_REAL, ROWS, WIDTH, source, y, 0, NULL, 0, NULL);
         for (int i = 0; i < ROWS * WIDTH; i++) {
             int32_t from = source[i / WIDTH], row = from >= 0 ? from : -1 - from;
@@ -356,7 +371,8 @@ static void gather_and_scatter(void **state) {
     enum { N = 3, ROWS = 6, WIDTH = 21 };
     real *x = numbers(ROWS * WIDTH, 1), *y = output(N * WIDTH, 0, 2);
     BACKEND_CPU.gather_rows(*state, DT_REAL, N, WIDTH, index, x, y);
-    for (int i = 0; i < N * WIDTH; i++) assert_true(y[i] == x[index[i / WIDTH] * WIDTH + i % WIDTH]);
+    for (int i = 0; i < N * WIDTH; i++)
+        assert_true(y[i] == x[index[i / WIDTH] * WIDTH + i % WIDTH]);
     for (int keep = 0; keep < 2; keep++) {
         real *dx = output(ROWS * WIDTH, (real)keep, 1);
         BACKEND_CPU.scatter_rows(*state, DT_REAL, N, ROWS, WIDTH, index, y, (real)keep, dx);
@@ -370,7 +386,16 @@ static void gather_and_scatter(void **state) {
 }
 
 static void patches_there_and_back(void **state) {
-    enum { F = 4, C = 3, H = 6, W = 8, P = 2, PT = 2, WIDTH = C * PT * P * P + 5, N = F * C * H * W };
+    enum {
+        F = 4,
+        C = 3,
+        H = 6,
+        W = 8,
+        P = 2,
+        PT = 2,
+        WIDTH = C * PT * P * P + 5,
+        N = F * C * H * W
+    };
     enum { ROWS = F / PT * (H / P) * (W / P) };
     Patch p = {DT_REAL, F, C, H, W, P, PT, WIDTH, 2};
     for (int keep = 0; keep < 2; keep++) {
@@ -400,7 +425,9 @@ static void add_axes_adds_three_tables(void **state) {
     BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, x, y);
     for (int i = 0; i < N; i++) {
         int j = i % D, w = i / D % W, h = i / D / W % H, f = i / D / W / H;
-        real add = j < DF ? tf[f * DF + j] : j < DF + DW ? tw[w * DW + j - DF] : th[h * DH + j - DF - DW];
+        real add = j < DF        ? tf[f * DF + j]
+                   : j < DF + DW ? tw[w * DW + j - DF]
+                                 : th[h * DH + j - DF - DW];
         assert_true(y[i] == x[i] + add);
     }
     BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, x, x);
@@ -490,12 +517,18 @@ static int setup(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gelu_and_silu),          cmocka_unit_test(axpy_scales_and_keeps),
-        cmocka_unit_test(norm_and_gradient),      cmocka_unit_test(gate_and_gradient),
-        cmocka_unit_test(qk_norm_and_gradient),   cmocka_unit_test(join_and_split),
-        cmocka_unit_test(gather_and_scatter),     cmocka_unit_test(patches_there_and_back),
-        cmocka_unit_test(add_axes_adds_three_tables), cmocka_unit_test(mse_and_gradient),
-        cmocka_unit_test(adamw_is_as_published),  cmocka_unit_test(sum_squares_by_chunks),
+        cmocka_unit_test(gelu_and_silu),
+        cmocka_unit_test(axpy_scales_and_keeps),
+        cmocka_unit_test(norm_and_gradient),
+        cmocka_unit_test(gate_and_gradient),
+        cmocka_unit_test(qk_norm_and_gradient),
+        cmocka_unit_test(join_and_split),
+        cmocka_unit_test(gather_and_scatter),
+        cmocka_unit_test(patches_there_and_back),
+        cmocka_unit_test(add_axes_adds_three_tables),
+        cmocka_unit_test(mse_and_gradient),
+        cmocka_unit_test(adamw_is_as_published),
+        cmocka_unit_test(sum_squares_by_chunks),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -1,7 +1,7 @@
 /* The scalar formulas: conversions over all halves, polynomials against libm in double. */
 #define _GNU_SOURCE
-#include "fixture.h"
 #include "kernels/math.h"
+#include "tests/kernels/fixture.h"
 
 static bool is_nan16(uint16_t h, int exponent_bits) {
     return (h & 0x7fff) > ((1 << exponent_bits) - 1) << (15 - exponent_bits);
@@ -89,8 +89,8 @@ static void cast_there_and_back(void **state) {
             BACKEND_CPU.cast(NULL, DT_REAL, types[i], N, x, y);
             BACKEND_CPU.cast(NULL, types[i], types[j], N, y, narrow);
             BACKEND_CPU.cast(NULL, types[j], DT_REAL, N, narrow, z);
-            static const double units[] = {[DT_F32] = 0x1p-24, [DT_BF16] = 0x1p-8, [DT_F16] = 0x1p-11,
-                                           [DT_F64] = 0x1p-53};
+            static const double units[] = {
+                [DT_F32] = 0x1p-24, [DT_BF16] = 0x1p-8, [DT_F16] = 0x1p-11, [DT_F64] = 0x1p-53};
             /* Numbers below 2^-14 are subnormal in F16: 2^-25 from its grid. */
             for (int k = 0; k < N; k++)
                 assert_true(fabs((double)z[k] - (double)x[k]) <=
@@ -153,7 +153,8 @@ static void sincos_is_within_one_unit(void **state) {
 
 static void gelu_and_silu_at_the_ends(void **state) {
     (void)state;
-    assert_true(gelu(0) == 0 && silu(0) == 0 && silu_grad(0) == (real)0.5 && gelu_grad(0) == (real)0.5);
+    assert_true(gelu(0) == 0 && silu(0) == 0 && silu_grad(0) == (real)0.5 &&
+                gelu_grad(0) == (real)0.5);
     assert_true(gelu(50) == 50 && fabs((double)gelu(-50)) < 1e-30 && gelu_grad(50) == 1);
     assert_true(silu(200) == 200 && fabs((double)silu(-200)) < 1e-30 && silu_grad(200) == 1);
     assert_true(isnan((double)gelu((real)NAN)) && isnan((double)silu((real)NAN)));

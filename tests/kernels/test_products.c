@@ -1,5 +1,5 @@
 /* Matrix products, column sums and attention against plain loops in double precision. */
-#include "fixture.h"
+#include "tests/kernels/fixture.h"
 
 enum { WORKSPACE = 64 << 20 };
 
@@ -13,8 +13,8 @@ static void expect_product(const Gemm *g, const real *a, const real *b, const re
         for (int64_t j = 0; j < g->n; j++) {
             double sum = 0, size = 0, add = bias ? (double)bias[j] : 0;
             for (int64_t p = 0; p < g->k; p++) {
-                double term = at(a, g->a_transposed, g->lda, i, p) *
-                              at(b, g->b_transposed, g->ldb, p, j);
+                double term =
+                    at(a, g->a_transposed, g->lda, i, p) * at(b, g->b_transposed, g->ldb, p, j);
                 sum += term;
                 size += fabs(term);
             }
@@ -36,7 +36,8 @@ static void check_gemm(Stream *s, Gemm g) {
     g.stride_b = g.stride_b ? b_rows * g.ldb : 0;
     g.stride_c = g.m * g.ldc;
     g.stride_bias = g.n;
-    real *a = numbers(g.batch * a_rows * g.lda + 1, 1), *b = numbers(g.batch * b_rows * g.ldb + 1, 2);
+    real *a = numbers(g.batch * a_rows * g.lda + 1, 1),
+         *b = numbers(g.batch * b_rows * g.ldb + 1, 2);
     real *bias = numbers(g.batch * g.n + 1, 3), *c = output(g.batch * g.stride_c + 1, g.beta, 4);
     real *old = copy_of(c, g.batch * g.stride_c);
     assert_true(BACKEND_CPU.gemm_workspace(s, &g) <= WORKSPACE);
@@ -91,9 +92,16 @@ static void gemm_sums_rows_by_chunks(void **state) {
     static const int64_t rows[] = {1, 1023, 1024, 1025, 2500};
     for (size_t i = 0; i < COUNT(rows); i++)
         for (int beta = 0; beta < 2; beta++)
-            check_gemm(*state, (Gemm){.m = 12, .n = 10, .k = rows[i], .batch = 2, .stride_a = 1,
-                                      .stride_b = 1, .a_transposed = true, .alpha = (real)0.5,
-                                      .beta = (real)beta, .k_is_rows = true});
+            check_gemm(*state, (Gemm){.m = 12,
+                                      .n = 10,
+                                      .k = rows[i],
+                                      .batch = 2,
+                                      .stride_a = 1,
+                                      .stride_b = 1,
+                                      .a_transposed = true,
+                                      .alpha = (real)0.5,
+                                      .beta = (real)beta,
+                                      .k_is_rows = true});
 }
 
 static void gemm_of_nothing(void **state) {
@@ -109,7 +117,8 @@ static void gemm_of_nothing(void **state) {
 }
 
 static void column_sum_adds_rows(void **state) {
-    static const int64_t sizes[][2] = {{1, 1}, {3, 70}, {1025, 33}, {2049, 130}, {0, 4}, {40, 1100}};
+    static const int64_t sizes[][2] = {{1, 1},      {3, 70}, {1025, 33},
+                                       {2049, 130}, {0, 4},  {40, 1100}};
     for (size_t i = 0; i < COUNT(sizes); i++)
         for (int keep = 0; keep < 2; keep++) {
             int64_t rows = sizes[i][0], cols = sizes[i][1], ld = cols + 5;
@@ -174,15 +183,17 @@ static void expect_forward(const Plain *s, const real *out, const real *lse) {
     for (int64_t i = 0; i < s->rows; i++) {
         double want = plain_softmax_row(s, i), error = score_roundings(s, i);
         s->score_error[i] = error;
-        expect_near("lse", s->first + i, (double)lse[s->head / a->head_size * a->rows + s->first + i],
-                    want, 1, error + (double)s->rows);
+        expect_near("lse", s->first + i,
+                    (double)lse[s->head / a->head_size * a->rows + s->first + i], want, 1,
+                    error + (double)s->rows);
         for (int64_t e = 0; e < a->head_size; e++) {
             double sum = 0, size = 0;
             for (int64_t j = 0; j < s->rows; j++) {
                 sum += s->p[i * s->rows + j] * element(s, a->v, j, e);
                 size += s->p[i * s->rows + j] * fabs(element(s, a->v, j, e));
             }
-            expect_near("out", i, element(s, out, i, e), sum, 2 * (double)s->rows + 2 * error, size);
+            expect_near("out", i, element(s, out, i, e), sum, 2 * (double)s->rows + 2 * error,
+                        size);
         }
     }
 }
@@ -225,14 +236,22 @@ static void expect_backward(const Plain *s, const real *dq, const real *dk, cons
     free(sum);
 }
 
-static void check_attention(Stream *s, int64_t heads, int64_t size, int segments, const int64_t *cu) {
+static void check_attention(Stream *s, int64_t heads, int64_t size, int segments,
+                            const int64_t *cu) {
     int64_t rows = cu[segments], n = rows * heads * size;
     real *x[10];
     for (uint32_t i = 0; i < 10; i++) x[i] = i < 4 ? numbers(n, i) : output(n + rows * heads, 0, i);
     real *dout = x[3], *out = x[4], *dq = x[5], *dk = x[6], *dv = x[7], *lse = x[8];
-    Attention a = {.t = DT_REAL, .rows = rows, .heads = heads, .head_size = size,
-                   .scale = (real)(1 / sqrt((double)size)), .segments = segments, .cu_rows = cu,
-                   .q = x[0], .k = x[1], .v = x[2]};
+    Attention a = {.t = DT_REAL,
+                   .rows = rows,
+                   .heads = heads,
+                   .head_size = size,
+                   .scale = (real)(1 / sqrt((double)size)),
+                   .segments = segments,
+                   .cu_rows = cu,
+                   .q = x[0],
+                   .k = x[1],
+                   .v = x[2]};
     assert_true(BACKEND_CPU.attention_workspace(s, &a, true) <= WORKSPACE);
     BACKEND_CPU.attention(s, &a, out, lse);
     BACKEND_CPU.attention_grad(s, &a, out, lse, dout, dq, dk, dv);
@@ -240,8 +259,15 @@ static void check_attention(Stream *s, int64_t heads, int64_t size, int segments
         for (int64_t h = 0; h < heads; h++) {
             int64_t own = cu[b + 1] - cu[b];
             double *work = xcalloc((size_t)(own * (2 * own + 1) + 1), sizeof *work);
-            Plain p = {&a, dout, cu[b], own, heads * size, h * size,
-                       work, work + own * own, work + 2 * own * own};
+            Plain p = {&a,
+                       dout,
+                       cu[b],
+                       own,
+                       heads * size,
+                       h * size,
+                       work,
+                       work + own * own,
+                       work + 2 * own * own};
             expect_forward(&p, out, lse);
             expect_backward(&p, dq, dk, dv);
             free(work);
@@ -263,10 +289,19 @@ static void attention_takes_out_the_maximum(void **state) {
     enum { N = 300 };
     real *q = numbers(N, 1), *out = output(4 * N, 0, 2);
     for (int i = 0; i < N; i++) q[i] = (real)i;
-    Attention a = {.t = DT_REAL, .rows = N / 2, .heads = 1, .head_size = 2, .scale = 1, .segments = 1,
-                   .cu_rows = (const int64_t[]){0, N / 2}, .q = q, .k = q, .v = q};
+    Attention a = {.t = DT_REAL,
+                   .rows = N / 2,
+                   .heads = 1,
+                   .head_size = 2,
+                   .scale = 1,
+                   .segments = 1,
+                   .cu_rows = (const int64_t[]){0, N / 2},
+                   .q = q,
+                   .k = q,
+                   .v = q};
     BACKEND_CPU.attention(*state, &a, out, out + N);
-    for (int i = 16; i < N; i++) expect_near("out", i, (double)out[i], (double)q[N - 2 + i % 2], 4, N);
+    for (int i = 16; i < N; i++)
+        expect_near("out", i, (double)out[i], (double)q[N - 2 + i % 2], 4, N);
     release(2, q, out);
 }
 

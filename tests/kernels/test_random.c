@@ -1,7 +1,7 @@
 /* Philox's published answers, the layout of kernels/random.h, and the moments of the draws. */
 #define _GNU_SOURCE
-#include "fixture.h"
 #include "kernels/random.h"
+#include "tests/kernels/fixture.h"
 
 enum { N = 1 << 20 };
 
@@ -14,9 +14,11 @@ static void philox_known_answers(void **state) {
         uint32_t want[4];
     } answers[] = {
         {{0, 0, 0, 0}, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-        {{UINT64_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX}, UINT32_MAX,
+        {{UINT64_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX},
+         UINT32_MAX,
          {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-        {{0x299f31d0a4093822, 0x85a308d3, 0x13198a2e, 0x03707344}, 0x243f6a88,
+        {{0x299f31d0a4093822, 0x85a308d3, 0x13198a2e, 0x03707344},
+         0x243f6a88,
          {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
     };
     for (size_t i = 0; i < COUNT(answers); i++) {
@@ -49,8 +51,8 @@ static void a_draw_does_not_depend_on_its_neighbours(void **state) {
 
 static void every_field_changes_the_draw(void **state) {
     (void)state;
-    Draw draws[] = {{1, 2, 3, 4}, {2, 2, 3, 4}, {1, 3, 3, 4}, {1, 2, 4, 4}, {1, 2, 3, 5},
-                    {1 + (UINT64_C(1) << 32), 2, 3, 4}};
+    Draw draws[] = {{1, 2, 3, 4}, {2, 2, 3, 4}, {1, 3, 3, 4},
+                    {1, 2, 4, 4}, {1, 2, 3, 5}, {1 + (UINT64_C(1) << 32), 2, 3, 4}};
     uint32_t bits[COUNT(draws)];
     for (size_t i = 0; i < COUNT(draws); i++) {
         random_bits(draws[i], 5, 1, bits + i);

@@ -1,0 +1,116 @@
+/* Plans as golden files: the steps of a tiny model, and memory and work of the published models on
+ * an H200, for both methods and every recomputation. COGSMITH_UPDATE=1 writes the files anew; the
+ * difference then shows in review. */
+#define _POSIX_C_SOURCE 200809L
+#include "tests/trainer/models.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const char *const VARIANTS[] = {"2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"};
+static const char *const POLICIES[] = {"none", "selective", "block"};
+
+static void compare_with_file(const char *text, const char *path) {
+    if (getenv("COGSMITH_UPDATE")) {
+        FILE *out = fopen(path, "w");
+        assert_non_null(out);
+        fputs(text, out);
+        fclose(out);
+    }
+    FILE *in = fopen(path, "r");
+    if (!in) fail_msg("%s is missing", path);
+    char *want = xcalloc(1 << 20, 1);
+    want[fread(want, 1, (1 << 20) - 1, in)] = 0;
+    fclose(in);
+    for (int line = 1; *text || *want; line++) {
+        size_t a = strcspn(text, "\n"), b = strcspn(want, "\n");
+        if (a != b || strncmp(text, want, a))
+            fail_msg("%s:%d: expected\n  %.*s\nfound\n  %.*s", path, line, (int)b, want, (int)a, text);
+        text += a + (text[a] == '\n');
+        want += b + (want[b] == '\n');
+    }
+}
+
+static void describe(FILE *out, const char *variant, const char *method, const char *policy) {
+    Config *c = published_config(variant);
+    set(c, "method", method);
+    set(c, "memory.recompute", policy);
+    Model *m = model_open(c, model_training(c), MODEL_SHAPES, true);
+    NativePack native = native_pack(c, &m->dit->config);
+    Learner *l = learner_plan(m, c, &native.pack, 1, true, INT64_MAX);
+    const Plan *p = l->shaped[0].plan;
+    Cost cost = plan_cost(p, -1);
+    fprintf(out, "%-10s %-4s %-9s parameters %lld trained %lld steps %d arena %lld alive %lld "
+            "resident %lld tflop %.3f gb %.3f\n", variant, method, policy,
+            (long long)params_total(m->params, false), (long long)params_total(m->params, true),
+            p->n_steps, (long long)p->arena_bytes, (long long)p->live_bytes,
+            (long long)learner_bytes(l).resident, cost.flops / 1e12, cost.bytes / 1e9);
+    learner_close(l);
+    model_close(m);
+    native_pack_free(&native);
+    config_free(c);
+}
+
+static void test_published(void **state) {
+    (void)state;
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    for (size_t v = 0; v < COUNT(VARIANTS); v++)
+        for (int full = 0; full < 2; full++)
+            for (size_t r = 0; r < COUNT(POLICIES); r++)
+                describe(out, VARIANTS[v], full ? "full" : "lora", POLICIES[r]);
+    fclose(out);
+    compare_with_file(text, "tests/golden/plans/published.txt");
+    free(text);
+}
+
+/* First fit wastes little: the arena is at most a few per cent above what is alive at once. */
+static void test_arena_is_tight(void **state) {
+    (void)state;
+    for (size_t v = 0; v < COUNT(VARIANTS); v++) {
+        Config *c = published_config(VARIANTS[v]);
+        Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, true);
+        NativePack native = native_pack(c, &m->dit->config);
+        Learner *l = learner_plan(m, c, &native.pack, 1, true, 0);
+        const Plan *p = l->shaped[0].plan;
+        assert_true((double)p->arena_bytes <= 1.05 * (double)p->live_bytes);
+        learner_close(l);
+        model_close(m);
+        native_pack_free(&native);
+        config_free(c);
+    }
+}
+
+static void test_steps(void **state) {
+    (void)state;
+    Config *c = tiny_config("5b");
+    set(c, "memory.recompute", "selective");
+    Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, true);
+    Pack pack = {2, (const int64_t[][3]){{3, 4, 8}, {2, 6, 6}}, (const int64_t[]){10, 10}};
+    Learner *l = learner_plan(m, c, &pack, 1, true, INT64_MAX);
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    plan_print(l->shaped[0].plan, out);
+    fclose(out);
+    compare_with_file(text, "tests/golden/plans/tiny-5b-lora-selective.txt");
+    free(text);
+    learner_close(l);
+    model_close(m);
+    config_free(c);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_published),
+        cmocka_unit_test(test_arena_is_tight),
+        cmocka_unit_test(test_steps),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

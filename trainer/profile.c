@@ -1,0 +1,137 @@
+/* Owns device profiles and the time that a plan is predicted to take. */
+#define _DEFAULT_SOURCE
+#include "trainer/profile.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define GIB(n) ((int64_t)(n) << 30)
+
+/* Sources. h200: bf16 products and copies measured on one; attention from published D = 64 figures
+ * (FlashAttention-3 on an H100). Others: the vendor's dense 16-bit rate with f32 accumulation at 80 %
+ * for products, attention at 60 % of that, 90 % of the memory rate. */
+static const Profile PROFILES[] = {
+    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12},
+    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12},
+    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12},
+    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12},
+    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12},
+    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12},
+};
+
+const Profile *profile_find(const char *name) {
+    for (size_t i = 0; i < COUNT(PROFILES); i++)
+        if (!strcmp(PROFILES[i].name, name)) return &PROFILES[i];
+    return NULL;
+}
+
+void profile_list(char *text, size_t size) {
+    size_t at = 0;
+    for (size_t i = 0; i < COUNT(PROFILES) && at < size; i++)
+        at += (size_t)snprintf(text + at, size - at, "%s%s", i ? ", " : "", PROFILES[i].name);
+}
+
+int64_t available_bytes(int64_t budget, const Profile *profile) {
+    bool here = !profile || !profile->cuda;
+    int64_t context = here ? CPU_CONTEXT_BYTES : profile->context_bytes;
+    if (budget) return budget - context;
+    if (!here) return profile->memory_bytes - context;
+    return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) - context;
+}
+
+enum { EDGE = 768, HEADS = 4, HEAD = 64, TRIES = 3, COPY = 1 << 24 };
+
+typedef struct {
+    const Backend *k;
+    Stream *stream;
+    real *a, *b, *c, *lse;  /* [EDGE, EDGE] each; lse [HEADS, EDGE] */
+    Gemm gemm;
+    Attention attention;
+} Trial;
+
+static void run_product(Trial *t) {
+    t->k->gemm(t->stream, &t->gemm, t->a, t->b, NULL, t->c);
+}
+
+static void run_forward(Trial *t) {
+    t->k->attention(t->stream, &t->attention, t->c, t->lse);
+}
+
+static void run_backward(Trial *t) {
+    int64_t n = EDGE * HEADS * HEAD;
+    t->k->attention_grad(t->stream, &t->attention, t->c, t->lse, t->b, t->c + n, t->c, t->b);
+}
+
+static void run_copy(Trial *t) {
+    t->k->axpy(t->stream, DT_REAL, COPY, 1, t->a, 0, t->b);
+}
+
+/* Seconds of the fastest of a few runs. */
+static double fastest(Trial *t, void (*run)(Trial *)) {
+    double best = 1e9;
+    for (int i = 0; i <= TRIES; i++) {
+        double start = now_seconds();
+        run(t);
+        t->k->stream_sync(t->stream);
+        double took = now_seconds() - start;
+        if (i && took < best) best = took; /* the first run warms up */
+    }
+    return MAX(best, 1e-9);
+}
+
+static Trial trial_open(const int64_t *cu_rows) {
+    Trial t = {.k = &BACKEND_CPU, .stream = BACKEND_CPU.stream_open()};
+    size_t bytes = COPY * sizeof(real); /* well beyond any cache */
+    t.a = t.k->alloc(bytes);
+    t.b = t.k->alloc(bytes);
+    t.c = t.k->alloc((size_t)EDGE * EDGE * sizeof(real));
+    t.lse = t.k->alloc((size_t)HEADS * EDGE * sizeof(real));
+    if (!t.a || !t.b || !t.c || !t.lse) die("out of memory while measuring this machine");
+    for (int64_t i = 0; i < COPY; i++) t.a[i] = t.b[i] = (real)(i % 7) / 8;
+    t.gemm = (Gemm){.type = DT_REAL, .type_c = DT_REAL, .m = EDGE, .n = EDGE, .k = EDGE, .batch = 1,
+                    .b_transposed = true, .lda = EDGE, .ldb = EDGE, .ldc = EDGE, .alpha = 1};
+    t.attention = (Attention){.t = DT_REAL, .rows = EDGE, .heads = HEADS, .head_size = HEAD,
+                              .scale = (real)0.125, .segments = 1, .cu_rows = cu_rows,
+                              .q = t.a, .k = t.a, .v = t.a};
+    return t;
+}
+
+Profile profile_measure(void) {
+    int64_t cu_rows[2] = {0, EDGE};
+    Trial t = trial_open(cu_rows);
+    size_t bytes = MAX(t.k->attention_workspace(t.stream, &t.attention, true),
+                       t.k->gemm_workspace(t.stream, &t.gemm));
+    void *workspace = t.k->alloc(bytes);
+    t.k->stream_workspace(t.stream, workspace, bytes);
+    double pairs = (double)EDGE * EDGE * HEADS * HEAD;
+    Profile p = {.name = "this machine",
+                 .memory_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
+                 .context_bytes = CPU_CONTEXT_BYTES,
+                 .matmul_flops = 2.0 * EDGE * EDGE * EDGE / fastest(&t, run_product),
+                 .attention_forward_flops = 4 * pairs / fastest(&t, run_forward),
+                 .attention_backward_flops = 10 * pairs / fastest(&t, run_backward),
+                 .memory_rate = 2.0 * COPY * sizeof(real) / fastest(&t, run_copy)};
+    t.k->release(workspace);
+    t.k->release(t.a);
+    t.k->release(t.b);
+    t.k->release(t.c);
+    t.k->release(t.lse);
+    t.k->stream_close(t.stream);
+    return p;
+}
+
+double profile_seconds(const Profile *p, const Plan *plan) {
+    double seconds = 0;
+    for (int i = 0; i < plan->n_steps; i++) {
+        const Step *s = &plan->steps[i];
+        Cost c = step_cost(plan, s);
+        bool attention = s->node && s->node->op->expensive;
+        double rate = !attention             ? p->matmul_flops
+                      : s->phase == BACKWARD ? p->attention_backward_flops
+                                             : p->attention_forward_flops;
+        seconds += MAX(c.flops / rate, c.bytes / p->memory_rate);
+    }
+    return seconds;
+}

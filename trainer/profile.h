@@ -1,0 +1,32 @@
+/* What a device can do, for predicting a step's time: measured here, or from a small table of named
+ * devices. Rates are attainable ones for this work, not datasheet peaks. */
+#pragma once
+
+#include "autograd/plan.h"
+
+typedef struct {
+    const char *name;
+    bool cuda;
+    int64_t memory_bytes;      /* of the device; 0: ask the machine */
+    int64_t context_bytes;     /* driver context and library workspaces, outside every arena */
+    double matmul_flops;       /* per second, in the type that steps compute in */
+    double attention_forward_flops, attention_backward_flops;
+    double memory_rate;        /* bytes per second, reads and writes together */
+} Profile;
+
+/* The program itself, its libraries' code and threads' stacks, on a CPU: stated, not planned. */
+enum { CPU_CONTEXT_BYTES = 96 << 20 };
+
+/* What plans may use of a device: memory.budget where it is set, else what the device has (of this
+ * machine, what is free now), less the context. profile NULL: this machine. */
+int64_t available_bytes(int64_t budget, const Profile *profile);
+
+/* A named device, or NULL. */
+const Profile *profile_find(const char *name);
+/* "h200, h100, ..." into the caller's buffer. */
+void profile_list(char *text, size_t size);
+/* Times a product, a small attention and a copy on this machine's CPU (about 0.2 s). */
+Profile profile_measure(void);
+
+/* The plan's steps one after the other, each at the slower of its arithmetic and its traffic. */
+double profile_seconds(const Profile *p, const Plan *plan);

@@ -1,0 +1,153 @@
+/* `cogsmith plan`: what a run will need, from config.json alone. */
+#include "trainer/cli.h"
+#include "trainer/learner.h"
+#include "trainer/native.h"
+#include "trainer/profile.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct {
+    const Config *config;
+    const Model *model;
+    const Learner *learner;
+    NativePack native;
+    Profile profile;
+    LearnerBytes bytes;
+    int64_t masters, moments, base; /* parts of bytes.resident */
+    int64_t mapped;                 /* bytes of the base model that rest in its files */
+    int64_t peak_bytes;             /* on the device, context included */
+    Cost step;                      /* one optimizer step */
+    double step_seconds;
+} Report;
+
+static const char *recompute_name(RecomputeChoice choice) {
+    return choice == MEMORY_RECOMPUTE_NONE        ? "none"
+           : choice == MEMORY_RECOMPUTE_SELECTIVE ? "selective"
+                                                  : "block";
+}
+
+static const char *base_home(const Report *r) {
+    return r->base ? "device" : r->mapped ? "file" : "none";
+}
+
+static void count_resident(Report *r) {
+    const ParamSet *p = r->model->params;
+    for (int i = 0; i < p->n_buckets; i++) {
+        const Bucket *b = &p->bucket[i];
+        int64_t bytes = b->count * (int64_t)dtype_size(b->form);
+        if (b->trained) {
+            r->masters += bytes;
+            r->moments += 3 * b->count * (int64_t)sizeof(real);
+        } else if (b->home == HOME_DEVICE) r->base += bytes;
+        else r->mapped += bytes;
+    }
+}
+
+static Profile pick_profile(const Config *c) {
+    if (!c->plan.device) return profile_measure();
+    const Profile *p = profile_find(c->plan.device);
+    char names[200];
+    profile_list(names, sizeof names);
+    if (!p) config_die(c, "plan.device", "no such profile; there are: %s", names);
+    return *p;
+}
+
+static void predict(Report *r) {
+    const Plan *plan = r->learner->shaped[0].plan;
+    double micros = (double)r->config->train.accumulate;
+    Cost c = plan_cost(plan, -1);
+    double trained = (double)params_total(r->model->params, true);
+    double update = 7 * sizeof(real) * trained; /* gradient, master and moments read, three written */
+    r->step = (Cost){micros * c.flops, micros * c.bytes + update};
+    r->step_seconds =
+        micros * profile_seconds(&r->profile, plan) + update / r->profile.memory_rate;
+}
+
+static void print_bytes(const char *name, int64_t bytes, const char *note) {
+    printf("  %-24s %10.3f GiB  %s\n", name, (double)bytes / (1 << 30), note);
+}
+
+static void print_table(const Report *r) {
+    const DitConfig *c = &r->model->dit->config;
+    const PackTables *t = &r->learner->shaped[0].io.tables;
+    const Plan *plan = r->learner->shaped[0].plan;
+    int n = r->native.pack.samples;
+    printf("model     %s, %lld parameters, %s\n", dit_variant(c),
+           (long long)(params_total(r->model->params, false) -
+                       (r->model->training == TRAIN_LORA ? params_total(r->model->params, true) : 0)),
+           dtype_name(r->model->stored));
+    printf("trains    %lld parameters (%s)\n", (long long)params_total(r->model->params, true),
+           r->model->training == TRAIN_FULL ? "full" : "lora");
+    printf("pack      %d x %lld frames of %lld x %lld pixels: %lld rows (%lld text, %lld video)\n",
+           n, (long long)r->native.frames, (long long)r->native.height, (long long)r->native.width,
+           (long long)t->rows.cu[n], (long long)t->text.cu[n], (long long)t->video.cu[n]);
+    printf("device    %s: %.3g TFLOP/s products, %.3g attention, %.3g GB/s\n", r->profile.name,
+           r->profile.matmul_flops / 1e12, r->profile.attention_forward_flops / 1e12,
+           r->profile.memory_rate / 1e9);
+    printf("chosen    recompute %s, base weights at %s, computes in %s\n",
+           recompute_name(r->learner->recompute), base_home(r), dtype_name(r->model->compute));
+    printf("device memory\n");
+    print_bytes("activations, gradients", r->bytes.arena, "the arena");
+    print_bytes("workspace", r->bytes.workspace, "of libraries and kernels");
+    print_bytes("tables", r->bytes.constants, "positions and indices");
+    print_bytes("masters", r->masters, "trained parameters, f32");
+    print_bytes("gradients, moments", r->moments, "f32");
+    print_bytes("base weights", r->base, dtype_name(r->model->stored));
+    print_bytes("context", r->profile.context_bytes, "program and libraries, stated");
+    print_bytes("peak", r->peak_bytes, "");
+    printf("files, mapped\n");
+    print_bytes("base weights", r->mapped, "read block by block");
+    printf("step      %.4g TFLOP, %.4g GB moved, %d steps in the plan, %d micro-steps\n",
+           r->step.flops / 1e12, r->step.bytes / 1e9, plan->n_steps,
+           (int)r->config->train.accumulate);
+    printf("time      %.4g s an optimizer step, predicted\n", r->step_seconds);
+}
+
+static void print_json(const Report *r) {
+    const Plan *plan = r->learner->shaped[0].plan;
+    json_t *choices = json_pack("{s:s, s:s, s:s, s:s}", "recompute",
+                                recompute_name(r->learner->recompute), "base_home", base_home(r),
+                                "compute", dtype_name(r->model->compute), "device",
+                                r->profile.name);
+    json_t *j = json_pack(
+        "{s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o}",
+        "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes", (json_int_t)0,
+        "step_seconds", r->step_seconds, "flops", r->step.flops, "bytes", r->step.bytes,
+        "arena_bytes", (json_int_t)r->bytes.arena, "workspace_bytes",
+        (json_int_t)r->bytes.workspace, "constant_bytes", (json_int_t)r->bytes.constants,
+        "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
+        "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped,
+        "context_bytes", (json_int_t)r->profile.context_bytes, "rows",
+        (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples], "steps",
+        plan->n_steps, "choices", choices);
+    CHECK(j, "plan: JSON");
+    json_dumpf(j, stdout, JSON_INDENT(2));
+    printf("\n");
+    json_decref(j);
+}
+
+int verb_plan(const Call *call) {
+    Config *c = call->config;
+    config_require(c, "model.path", "plan");
+    check_supported(c);
+    if (c->plan.world != 1) config_die(c, "plan.world", "expected 1: ranks are not built yet");
+    Report r = {.config = c, .profile = pick_profile(c)};
+    Model *model = model_open(c, model_training(c), MODEL_SHAPES, r.profile.cuda);
+    r.native = native_pack(c, &model->dit->config);
+    Learner *learner = learner_plan(model, c, &r.native.pack, 1, true,
+                                    available_bytes(c->memory.budget, &r.profile));
+    r.model = model;
+    r.learner = learner;
+    r.bytes = learner_bytes(learner);
+    r.peak_bytes = r.bytes.total + r.profile.context_bytes;
+    count_resident(&r);
+    predict(&r);
+    if (call->json) print_json(&r);
+    else print_table(&r);
+    learner_close(learner);
+    model_close(model);
+    native_pack_free(&r.native);
+    return 0;
+}
