@@ -1,7 +1,8 @@
-/* The graph: what a model function records. Nodes in the order of the calls; tensors without memory.
+/* The graph: what a model function records. Nodes in the order of the calls; tensors without
+ * memory.
  *
- * A graph belongs to one list of sample shapes. It owns its tensors, nodes and every array handed to
- * it through graph_keep; names are kept as pointers into that memory too.
+ * A graph belongs to one list of sample shapes. It owns its tensors, nodes and every array handed
+ * to it through graph_keep; names are kept as pointers into that memory too.
  */
 #pragma once
 
@@ -9,16 +10,17 @@
 #include "autograd/param.h"
 
 typedef struct Graph {
-    DType dtype;         /* of activations and compute copies */
-    ParamSet *params;    /* may be NULL (tests of single ops) */
-    int segment;         /* given to the nodes that are recorded now */
-    Tensor **tensors;    /* [n_tensors] by id */
+    DType dtype;      /* of activations and compute copies */
+    ParamSet *params; /* may be NULL (tests of single ops) */
+    int segment;      /* given to the nodes that are recorded now */
+    Tensor **tensors; /* [n_tensors] by id */
     int n_tensors;
-    Node **nodes;        /* [n_nodes] in order */
+    Node **nodes; /* [n_nodes] in order */
     int n_nodes;
-    Tensor **bucket;     /* [params->n_buckets] compute copies; NULL where unused */
-    Tensor **bucket_grad; /* [params->n_buckets] f32 gradients of trained buckets; NULL where unused */
-    void **owned;        /* memory freed with the graph */
+    Tensor **bucket; /* [params->n_buckets] compute copies; NULL where unused */
+    Tensor *
+        *bucket_grad; /* [params->n_buckets] f32 gradients of trained buckets; NULL where unused */
+    void **owned;     /* memory freed with the graph */
     int n_owned;
 } Graph;
 
@@ -37,8 +39,8 @@ Tensor *graph_view(Graph *g, Tensor *t, int64_t offset, Shape shape);
 /* The whole of t under another shape of as many elements. */
 Tensor *graph_reshape(Graph *g, Tensor *t, Shape shape);
 
-/* The tensor of parameter `first` (an index of the graph's ParamSet), or of several that lie side by
- * side, under `shape` (e.g. to_q, to_k, to_v as [3,D,D]); CHECKs that they do. */
+/* The tensor of parameter `first` (an index of the graph's ParamSet), or of several that lie side
+ * by side, under `shape` (e.g. to_q, to_k, to_v as [3,D,D]); CHECKs that they do. */
 Tensor *graph_param(Graph *g, int first, int n, Shape shape);
 
 /* Records a node whose outputs already have shapes; out[0] needs a gradient where an input does. */

@@ -28,6 +28,4 @@ void memory_release(Memory *m, void *p, size_t bytes) {
     m->bytes -= bytes;
 }
 
-void memory_seal(Memory *m, bool sealed) {
-    m->sealed = sealed;
-}
+void memory_seal(Memory *m, bool sealed) { m->sealed = sealed; }

@@ -6,9 +6,9 @@
 typedef struct Memory {
     const Backend *k;
     bool sealed;
-    size_t bytes;       /* alive now */
+    size_t bytes; /* alive now */
     size_t peak_bytes;
-    int allocations;    /* calls of memory_alloc so far */
+    int allocations; /* calls of memory_alloc so far */
 } Memory;
 
 /* Zeroed device memory, aligned to 256 bytes. Ends the program (exit 1) when the device has none

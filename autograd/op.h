@@ -31,15 +31,40 @@ typedef struct {
 } LatentSizes;
 
 typedef union {
-    struct { real alpha; int slice; } linear;           /* slice: of the residual's leading axis */
-    struct { real p; uint32_t purpose; Segments rows; } dropout;
-    struct { real eps; } norm;
-    struct { int64_t offset; } gate;
-    struct { int64_t heads; real eps; } qk_norm;
-    struct { int64_t heads; real scale; Segments rows; } attention;
-    struct { LatentSizes sizes; int64_t channels, patch, patch_t; } patch;
-    struct { LatentSizes grid; } axes;                  /* F', H', W' of the rows */
-    struct { Segments samples; } mse;
+    struct {
+        real alpha;
+        int slice;
+    } linear; /* slice: of the residual's leading axis */
+    struct {
+        real p;
+        uint32_t purpose;
+        Segments rows;
+    } dropout;
+    struct {
+        real eps;
+    } norm;
+    struct {
+        int64_t offset;
+    } gate;
+    struct {
+        int64_t heads;
+        real eps;
+    } qk_norm;
+    struct {
+        int64_t heads;
+        real scale;
+        Segments rows;
+    } attention;
+    struct {
+        LatentSizes sizes;
+        int64_t channels, patch, patch_t;
+    } patch;
+    struct {
+        LatentSizes grid;
+    } axes; /* F', H', W' of the rows */
+    struct {
+        Segments samples;
+    } mse;
 } Attr;
 
 typedef struct Op Op;
@@ -49,7 +74,7 @@ struct Node {
     Tensor *in[MAX_IN]; /* NULL where an optional input is absent */
     Tensor *out[MAX_OUT];
     Attr attr;
-    int segment;        /* which block it belongs to, from 1; 0: none (never recomputed) */
+    int segment; /* which block it belongs to, from 1; 0: none (never recomputed) */
     int id;
 };
 
@@ -57,22 +82,23 @@ struct Node {
 typedef struct {
     const Backend *k;
     Stream *stream;
-    unsigned first;     /* IN(i): this step assigns the gradient of input i; else it adds to it */
-    uint64_t seed;      /* of the run, for dropout */
-    uint32_t step;      /* optimizer step, for dropout */
+    unsigned first; /* IN(i): this step assigns the gradient of input i; else it adds to it */
+    uint64_t seed;  /* of the run, for dropout */
+    uint32_t step;  /* optimizer step, for dropout */
 } Ctx;
 
-/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least. */
+/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least.
+ */
 typedef struct {
     double flops, bytes;
 } Cost;
 
 struct Op {
     const char *name;
-    unsigned consumes;  /* inputs whose memory output 0 may take over when nobody reads them later */
-    unsigned passes;    /* inputs whose gradient may take over that of output 0, likewise */
-    bool expensive;     /* kept by selective recomputation */
-    bool cheap;         /* one pass over memory: recomputed rather than held */
+    unsigned consumes; /* inputs whose memory output 0 may take over when nobody reads them later */
+    unsigned passes;   /* inputs whose gradient may take over that of output 0, likewise */
+    bool expensive;    /* kept by selective recomputation */
+    bool cheap;        /* one pass over memory: recomputed rather than held */
     void (*forward)(const Node *n, const Ctx *c);
     void (*backward)(const Node *n, const Ctx *c); /* NULL: the op is forward only */
     unsigned (*needs)(const Node *n);              /* what backward will read of this node */
@@ -84,5 +110,7 @@ struct Op {
 /* 0 where the step assigns the gradient of input i, 1 where it adds. */
 static inline real ctx_keep(const Ctx *c, int i) { return c->first & IN(i) ? 0 : 1; }
 /* The gradient's address, or NULL when nobody needs it. */
-static inline void *grad_data(const Tensor *t) { return t && t->grad ? tensor_data(t->grad) : NULL; }
+static inline void *grad_data(const Tensor *t) {
+    return t && t->grad ? tensor_data(t->grad) : NULL;
+}
 static inline bool wants_grad(const Tensor *t) { return t && t->needs_grad; }

@@ -1,5 +1,5 @@
-/* Gated residual.   y = x + gate a     dx = dy     da = gate dy     dgate = sum of dy a over the rows
- * that use a row of mod (its other columns get nothing from here). */
+/* Gated residual.   y = x + gate a     dx = dy     da = gate dy     dgate = sum of dy a over the
+ * rows that use a row of mod (its other columns get nothing from here). */
 #include "autograd/ops.h"
 
 enum { X, A, MOD, MOD_ROW };

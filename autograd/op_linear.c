@@ -81,7 +81,8 @@ static void forward(const Node *n, const Ctx *c) {
     Dims d = dims_of(n);
     Gemm p = product(n, d);
     if (residual && tensor_data(residual) != tensor_data(n->out[0]))
-        c->k->copy(c->stream, tensor_data(n->out[0]), tensor_data(residual), tensor_bytes(residual));
+        c->k->copy(c->stream, tensor_data(n->out[0]), tensor_data(residual),
+                   tensor_bytes(residual));
     c->k->gemm(c->stream, &p, tensor_data(x), tensor_data(w), b ? tensor_data(b) : NULL,
                slice_of(n, n->out[0], d));
 }
@@ -111,7 +112,8 @@ static void backward(const Node *n, const Ctx *c) {
     backward_weight(n, c, d);
     void *dres = grad_data(residual);
     if (dres && dres != tensor_data(dy))
-        c->k->axpy(c->stream, dy->dtype, tensor_count(dy), 1, tensor_data(dy), ctx_keep(c, 3), dres);
+        c->k->axpy(c->stream, dy->dtype, tensor_count(dy), 1, tensor_data(dy), ctx_keep(c, 3),
+                   dres);
 }
 
 static unsigned needs(const Node *n) {

@@ -28,11 +28,8 @@ static Cost cost(const Node *n, Phase p) {
     return (Cost){3 * (double)tensor_count(n->in[0]), p == BACKWARD ? 1.5 * bytes : bytes};
 }
 
-static const Op MSE = {.name = "mse",
-                       .forward = forward,
-                       .backward = backward,
-                       .needs = needs,
-                       .cost = cost};
+static const Op MSE = {
+    .name = "mse", .forward = forward, .backward = backward, .needs = needs, .cost = cost};
 
 Tensor *op_mse(Graph *g, Tensor *x, Tensor *target, Segments samples) {
     CHECK(tensor_count(x) == tensor_count(target) && target->dtype == DT_REAL &&

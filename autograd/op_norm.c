@@ -1,7 +1,7 @@
 /* Layer norms.
  *
- *   norm     n = xhat gamma + beta, xhat = (x - mean) rstd;  y = n (1 + scale) + shift where modulated
- *            dn = dy (1 + scale)     dshift = sum dy     dscale = sum dy n    (over the rows of mod)
+ *   norm     n = xhat gamma + beta, xhat = (x - mean) rstd;  y = n (1 + scale) + shift where
+ * modulated dn = dy (1 + scale)     dshift = sum dy     dscale = sum dy n    (over the rows of mod)
  *            dgamma = sum dn xhat    dbeta = sum dn
  *            dx = rstd (h - mean(h) - xhat mean(h xhat)),  h = gamma dn
  *   qk_norm  the same over the E channels of each head without modulation, then channels (2i, 2i+1)

@@ -22,9 +22,7 @@ static Cost stream_cost(const Node *n, double passes) {
     return (Cost){10.0 * (double)tensor_count(n->out[0]), passes * (double)tensor_bytes(n->out[0])};
 }
 
-static Cost cost_unary(const Node *n, Phase p) {
-    return stream_cost(n, p == BACKWARD ? 3 : 2);
-}
+static Cost cost_unary(const Node *n, Phase p) { return stream_cost(n, p == BACKWARD ? 3 : 2); }
 
 static void gelu_forward(const Node *n, const Ctx *c) {
     const Tensor *x = n->in[0];
@@ -81,9 +79,7 @@ static void add_backward(const Node *n, const Ctx *c) {
     }
 }
 
-static Cost add_cost(const Node *n, Phase p) {
-    return stream_cost(n, p == BACKWARD ? 2 : 3);
-}
+static Cost add_cost(const Node *n, Phase p) { return stream_cost(n, p == BACKWARD ? 2 : 3); }
 
 static const Op ADD = {.name = "add",
                        .consumes = IN(0),
@@ -133,13 +129,9 @@ static Tensor *unary(Graph *g, const Op *op, Tensor *x) {
     return graph_record(g, op, (Attr){0}, 1, &x, 1, &y);
 }
 
-Tensor *op_gelu(Graph *g, Tensor *x) {
-    return unary(g, &GELU, x);
-}
+Tensor *op_gelu(Graph *g, Tensor *x) { return unary(g, &GELU, x); }
 
-Tensor *op_silu(Graph *g, Tensor *x) {
-    return unary(g, &SILU, x);
-}
+Tensor *op_silu(Graph *g, Tensor *x) { return unary(g, &SILU, x); }
 
 Tensor *op_add(Graph *g, Tensor *a, Tensor *b) {
     CHECK(tensor_count(a) == tensor_count(b), "add %s and %s", a->name, b->name);

@@ -101,8 +101,10 @@ static void move_patches(const Node *n, const Ctx *c, bool to_rows, char *latent
     int64_t size = (int64_t)dtype_size(t);
     for (int b = 0; b < n->attr.patch.sizes.n; b++) {
         Patch p = patch_of(n, t, b, row_width, offset);
-        if (to_rows) c->k->patchify(c->stream, &p, latents, keep, rows);
-        else c->k->unpatchify(c->stream, &p, rows, keep, latents);
+        if (to_rows)
+            c->k->patchify(c->stream, &p, latents, keep, rows);
+        else
+            c->k->unpatchify(c->stream, &p, rows, keep, latents);
         int64_t elements = p.frames * p.channels * p.height * p.width;
         latents += elements * size;
         rows += elements / patch_width(n) * row_width * size;
@@ -122,10 +124,8 @@ static unsigned needs_nothing(const Node *n) {
     return 0;
 }
 
-static const Op PATCHIFY = {.name = "patchify",
-                            .forward = patchify_forward,
-                            .needs = needs_nothing,
-                            .cost = move_cost};
+static const Op PATCHIFY = {
+    .name = "patchify", .forward = patchify_forward, .needs = needs_nothing, .cost = move_cost};
 
 static void check_sizes(const char *op, LatentSizes sizes, int64_t channels, int64_t patch,
                         int64_t patch_t, int64_t elements) {
@@ -187,8 +187,8 @@ static void axes_forward(const Node *n, const Ctx *c) {
         const int64_t *size = n->attr.axes.grid.fhw[b];
         int64_t bytes = at * x->shape.dim[1] * (int64_t)dtype_size(x->dtype);
         c->k->add_axes(c->stream, x->dtype, size, widths, tensor_data(n->in[1]),
-                       tensor_data(n->in[2]), tensor_data(n->in[3]),
-                       (char *)tensor_data(x) + bytes, (char *)tensor_data(y) + bytes);
+                       tensor_data(n->in[2]), tensor_data(n->in[3]), (char *)tensor_data(x) + bytes,
+                       (char *)tensor_data(y) + bytes);
         at += size[0] * size[1] * size[2];
     }
 }

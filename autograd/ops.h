@@ -1,7 +1,7 @@
 /* The ops: what a model function may call. Each records a node and returns its output.
  *
- * "consumed" inputs: the output may go on in the input's memory when nobody reads it later; the plan
- * decides, the result is the same. Equations, gradients and costs stand in op_*.c.
+ * "consumed" inputs: the output may go on in the input's memory when nobody reads it later; the
+ * plan decides, the result is the same. Equations, gradients and costs stand in op_*.c.
  */
 #pragma once
 
@@ -19,14 +19,16 @@ Tensor *op_gelu(Graph *g, Tensor *x);
 Tensor *op_silu(Graph *g, Tensor *x);
 /* y = a + b, same shape; a is consumed. */
 Tensor *op_add(Graph *g, Tensor *a, Tensor *b);
-/* Inverted dropout of rows x [S,D] that belong to samples as `rows` says; ordinals [B] u32 input. */
+/* Inverted dropout of rows x [S,D] that belong to samples as `rows` says; ordinals [B] u32 input.
+ */
 Tensor *op_dropout(Graph *g, Tensor *x, Tensor *ordinals, Segments rows, real p, uint32_t purpose);
 
 /* Layer norm over the last axis of x [S,D], gamma and beta [D]; then, unless mod is NULL,
  * * (1 + scale) + shift from mod [M,P] (columns shift | scale | ...), row mod_row [S] i32. */
 Tensor *op_norm(Graph *g, Tensor *x, Tensor *gamma, Tensor *beta, real eps, Tensor *mod,
                 Tensor *mod_row);
-/* y = x + gate * a, gate = columns [offset, offset + D) of mod [M,P], row mod_row [S]; x is consumed. */
+/* y = x + gate * a, gate = columns [offset, offset + D) of mod [M,P], row mod_row [S]; x is
+ * consumed. */
 Tensor *op_gate(Graph *g, Tensor *x, Tensor *a, Tensor *mod, Tensor *mod_row, int64_t offset);
 /* Norm of q and k over each head's channels, then rotation. qk [2,S,D]; gammas and betas [E];
  * rope [S,E] f32 or NULL. */

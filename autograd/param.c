@@ -4,13 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-ParamSet *params_open(void) {
-    return xcalloc(1, sizeof(ParamSet));
-}
+ParamSet *params_open(void) { return xcalloc(1, sizeof(ParamSet)); }
 
-static size_t bucket_bytes(const Bucket *b) {
-    return (size_t)b->count * dtype_size(b->form);
-}
+static size_t bucket_bytes(const Bucket *b) { return (size_t)b->count * dtype_size(b->form); }
 
 void params_close(ParamSet *p, Memory *m) {
     if (!p) return;
@@ -44,9 +40,7 @@ int params_find(const ParamSet *p, const char *name) {
     return -1;
 }
 
-int64_t param_count(const Param *p) {
-    return shape_count(p->shape);
-}
+int64_t param_count(const Param *p) { return shape_count(p->shape); }
 
 /* Gives places in bucket `b` to the parameters of its block and kind that are matrices, or not. */
 static void lay_out(ParamSet *p, int b, bool matrices) {

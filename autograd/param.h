@@ -21,10 +21,10 @@ typedef enum { HOME_DEVICE, HOME_FILE } Home;
 typedef struct {
     const char *name;
     Shape shape;
-    int block;         /* as given to params_add */
+    int block; /* as given to params_add */
     bool trained;
     int bucket;
-    int64_t offset;    /* elements from the bucket's first */
+    int64_t offset; /* elements from the bucket's first */
 } Param;
 
 /* `count` elements of form `form` at `data` are elements [offset, offset + count) of the bucket. */
@@ -35,16 +35,16 @@ typedef struct {
 } Source;
 
 typedef struct {
-    const char *name;  /* "block.3", "block.3.trained" */
+    const char *name; /* "block.3", "block.3.trained" */
     int block;
     bool trained;
-    int64_t count;     /* elements, a multiple of BUCKET_ALIGN * world */
-    int64_t used;      /* elements up to the end of the last parameter */
-    int64_t matrices;  /* elements up to the end of the last matrix */
+    int64_t count;    /* elements, a multiple of BUCKET_ALIGN * world */
+    int64_t used;     /* elements up to the end of the last parameter */
+    int64_t matrices; /* elements up to the end of the last matrix */
     Home home;
     DType form;
-    void *resident;    /* HOME_DEVICE: [count] of form */
-    Source *sources;   /* HOME_FILE */
+    void *resident;  /* HOME_DEVICE: [count] of form */
+    Source *sources; /* HOME_FILE */
     int n_sources;
     real *grad, *m, *v; /* trained: [count] accumulated gradient and Adam's moments */
 } Bucket;
@@ -81,7 +81,8 @@ void params_allocate(ParamSet *p, Memory *m);
 /* The f32 master of a trained parameter, on the device. */
 real *param_master(const ParamSet *p, int param);
 real *param_grad(const ParamSet *p, int param);
-/* Bytes that rest on the device: masters, gradients, moments, and frozen buckets that live there. */
+/* Bytes that rest on the device: masters, gradients, moments, and frozen buckets that live there.
+ */
 int64_t params_device_bytes(const ParamSet *p);
 /* The sum of counts over parameters: trained ones, or all. */
 int64_t params_total(const ParamSet *p, bool trained_only);

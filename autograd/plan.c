@@ -53,16 +53,26 @@ static void touch_backward(const Step *s, Visit visit, void *arg) {
 void step_touch(const Plan *p, const Step *s, Visit visit, void *arg) {
     switch (s->phase) {
     case FORWARD:
-    case RECOMPUTE: touch_forward(s->node, visit, arg); break;
-    case BACKWARD: touch_backward(s, visit, arg); break;
-    case GATHER: visit(p->graph->bucket[s->bucket], true, arg); break;
-    case REDUCE: visit(p->graph->bucket_grad[s->bucket], false, arg); break;
+    case RECOMPUTE:
+        touch_forward(s->node, visit, arg);
+        break;
+    case BACKWARD:
+        touch_backward(s, visit, arg);
+        break;
+    case GATHER:
+        visit(p->graph->bucket[s->bucket], true, arg);
+        break;
+    case REDUCE:
+        visit(p->graph->bucket_grad[s->bucket], false, arg);
+        break;
     }
 }
 
 /* Which elements of a root's gradient have been written so far: disjoint ranges. */
 typedef struct {
-    struct { int64_t from, to; } *range;
+    struct {
+        int64_t from, to;
+    } * range;
     int n;
 } Cover;
 
@@ -119,9 +129,7 @@ static bool reached(const Cover *cover, const Node *n) {
     return have != 0;
 }
 
-static void append(Plan *p, Step s) {
-    plan_insert(p, p->n_steps, s);
-}
+static void append(Plan *p, Step s) { plan_insert(p, p->n_steps, s); }
 
 /* A trained parameter that no step gives a gradient would be updated by whatever lies there. */
 static void check_trained(const Graph *g, const Cover *cover) {

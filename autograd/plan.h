@@ -18,36 +18,36 @@
 
 typedef struct {
     Phase phase;
-    Node *node;         /* FORWARD, RECOMPUTE, BACKWARD */
-    int bucket;         /* GATHER, REDUCE */
-    unsigned first;     /* BACKWARD, IN(i): the gradient of input i is assigned here, not added to */
+    Node *node;     /* FORWARD, RECOMPUTE, BACKWARD */
+    int bucket;     /* GATHER, REDUCE */
+    unsigned first; /* BACKWARD, IN(i): the gradient of input i is assigned here, not added to */
 } Step;
 
 /* One life of a root tensor: steps [from, to], and where it lies meanwhile. */
 typedef struct {
     Tensor *tensor;
     int from, to;
-    int before;         /* the same tensor's life before this one, or -1 */
-    int taken_from;     /* the life whose memory this one goes on in, or -1 */
-    bool given;         /* another life goes on in this one's memory */
-    int64_t offset;     /* bytes into the arena */
+    int before;     /* the same tensor's life before this one, or -1 */
+    int taken_from; /* the life whose memory this one goes on in, or -1 */
+    bool given;     /* another life goes on in this one's memory */
+    int64_t offset; /* bytes into the arena */
 } Life;
 
 typedef enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_BLOCK } Recompute;
 
 typedef struct Plan {
     Graph *graph;
-    Tensor *loss;           /* NULL: forward only */
-    int accumulate;         /* micro-steps in an optimizer step */
+    Tensor *loss;   /* NULL: forward only */
+    int accumulate; /* micro-steps in an optimizer step */
     Step *steps;
     int n_steps;
-    Life *lives;            /* by plan_place, ordered by `from` */
-    int *ends;              /* [n_lives] lives ordered by `to` */
+    Life *lives; /* by plan_place, ordered by `from` */
+    int *ends;   /* [n_lives] lives ordered by `to` */
     int n_lives;
-    int64_t arena_bytes;    /* the end of the highest life */
-    int64_t live_bytes;     /* most bytes alive in one step: what a perfect placement would need */
+    int64_t arena_bytes; /* the end of the highest life */
+    int64_t live_bytes;  /* most bytes alive in one step: what a perfect placement would need */
     int64_t workspace_bytes;
-    int64_t const_bytes;    /* ROLE_CONST tensors */
+    int64_t const_bytes; /* ROLE_CONST tensors */
 } Plan;
 
 /* `define`: the step gives the tensor its contents; otherwise it reads them. */
@@ -67,12 +67,12 @@ void plan_backward(Plan *p, Tensor *loss);
 void plan_recompute(Plan *p, const Recompute *policy, int n_segments);
 
 /* GATHER for each bucket that does not rest where and as steps compute, before its first use in the
- * forward half and again in the backward half (unless nothing was gathered in between); REDUCE after
- * a bucket's last gradient where gradients accumulate over micro-steps. */
+ * forward half and again in the backward half (unless nothing was gathered in between); REDUCE
+ * after a bucket's last gradient where gradients accumulate over micro-steps. */
 void plan_homes(Plan *p, int accumulate);
 
-/* Fixes every address. `c` supplies backend and stream, which know the workspaces; without a backend
- * (a plan for a device that is not here) none are counted. */
+/* Fixes every address. `c` supplies backend and stream, which know the workspaces; without a
+ * backend (a plan for a device that is not here) none are counted. */
 void plan_place(Plan *p, const Ctx *c);
 
 /* Stable text: a header, then a line per step with what it defines and where. */

@@ -1,5 +1,6 @@
 /* The pass of homes: GATHER brings a bucket to the steps that read it, REDUCE takes its gradient to
- * where gradients accumulate. What already rests where and as steps want it is a pointer: no step. */
+ * where gradients accumulate. What already rests where and as steps want it is a pointer: no step.
+ */
 #include "autograd/plan.h"
 
 #include <stdlib.h>
@@ -46,11 +47,10 @@ static Scan scan_steps(const Plan *p, int n_buckets) {
     return scan;
 }
 
-static bool travels(const Graph *g, int b) {
-    return g->bucket[b] && !g->bucket[b]->resident;
-}
+static bool travels(const Graph *g, int b) { return g->bucket[b] && !g->bucket[b]->resident; }
 
-/* True where some other travelling bucket is used between b's last forward and first backward use. */
+/* True where some other travelling bucket is used between b's last forward and first backward use.
+ */
 static bool evicted(const Graph *g, const Uses *copy, int b) {
     for (int o = 0; o < g->params->n_buckets; o++) {
         if (o == b || !travels(g, o)) continue;

@@ -1,8 +1,9 @@
 /* The placing pass: lives from step_touch, one interval of the arena for each, peak memory.
  *
- * A tensor may live several times (a recomputed value, a bucket gathered twice); each life is placed
- * on its own. Where a step allows it, an output goes on in the memory of an input that dies there.
- * Placement is first fit in order of size: any order would be right, this one wastes little. */
+ * A tensor may live several times (a recomputed value, a bucket gathered twice); each life is
+ * placed on its own. Where a step allows it, an output goes on in the memory of an input that dies
+ * there. Placement is first fit in order of size: any order would be right, this one wastes little.
+ */
 #include "autograd/plan.h"
 
 #include <stdlib.h>
@@ -16,9 +17,7 @@ typedef struct {
     int step;
 } Walk;
 
-static bool is_placed(const Tensor *root) {
-    return !root->resident && root->role != ROLE_CONST;
-}
+static bool is_placed(const Tensor *root) { return !root->resident && root->role != ROLE_CONST; }
 
 static int life_open(Walk *w, Tensor *root) {
     Plan *p = w->plan;

@@ -16,7 +16,8 @@ static void print_life(const Life *life, FILE *out) {
 }
 
 void plan_print(const Plan *p, FILE *out) {
-    fprintf(out, "steps %d  lives %d  arena %lld B  alive %lld B  workspace %lld B  constants %lld B\n",
+    fprintf(out,
+            "steps %d  lives %d  arena %lld B  alive %lld B  workspace %lld B  constants %lld B\n",
             p->n_steps, p->n_lives, (long long)p->arena_bytes, (long long)p->live_bytes,
             (long long)p->workspace_bytes, (long long)p->const_bytes);
     for (int i = 0, l = 0; i < p->n_steps; i++) {

@@ -1,6 +1,6 @@
 /* The recomputation pass: before a backward step, the forward steps whose values it reads and which
- * the segment's policy did not keep. Executing a node again redefines its outputs, so the first life
- * of each ends at its last forward use by itself; nothing is ever dropped by hand.
+ * the segment's policy did not keep. Executing a node again redefines its outputs, so the first
+ * life of each ends at its last forward use by itself; nothing is ever dropped by hand.
  *
  * Steps come as late as possible: the feed-forward half of a block is computed again and
  * differentiated before the attention half is computed again. A cheap value on the way to another
@@ -23,9 +23,7 @@ static bool kept(const Pass *a, const Node *n, int segment) {
     return a->policy[segment] == RECOMPUTE_SELECTIVE && n->op->expensive;
 }
 
-static void append(Plan *p, Step s) {
-    plan_insert(p, p->n_steps, s);
-}
+static void append(Plan *p, Step s) { plan_insert(p, p->n_steps, s); }
 
 /* direct: the backward step itself reads t, not just another recomputation. */
 static void ensure(Pass *a, const Tensor *t, int segment, bool direct) {

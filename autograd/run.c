@@ -129,10 +129,18 @@ void run_plan(Run *r, const RunArgs *args) {
         c.first = s->first;
         switch (s->phase) {
         case FORWARD:
-        case RECOMPUTE: s->node->op->forward(s->node, &c); break;
-        case BACKWARD: s->node->op->backward(s->node, &c); break;
-        case GATHER: gather(r, s->bucket); break;
-        case REDUCE: reduce(r, s->bucket, args->micro); break;
+        case RECOMPUTE:
+            s->node->op->forward(s->node, &c);
+            break;
+        case BACKWARD:
+            s->node->op->backward(s->node, &c);
+            break;
+        case GATHER:
+            gather(r, s->bucket);
+            break;
+        case REDUCE:
+            reduce(r, s->bucket, args->micro);
+            break;
         }
         end_lives(r, i, &ended);
         if (!r->seconds) continue;

@@ -9,10 +9,10 @@ typedef struct Run {
     Stream *stream;
     char *arena, *constants; /* device memory; the workspace is the arena's tail */
     bool owns_arena;
-    bool poison;             /* tests: memory is NaN before a life and after it */
+    bool poison;              /* tests: memory is NaN before a life and after it */
     int64_t high_water_bytes; /* highest byte of the arena that was alive so far */
-    double *seconds;         /* [plan->n_steps] of each step of the last run, where not NULL; the
-                                caller's memory. The stream is then synced after each step */
+    double *seconds;          /* [plan->n_steps] of each step of the last run, where not NULL; the
+                                 caller's memory. The stream is then synced after each step */
 } Run;
 
 /* Allocates constants, and the arena when `arena` is NULL (else it must hold arena + workspace). */

@@ -24,13 +24,9 @@ const char *shape_text(Shape s, char text[64]) {
     return text;
 }
 
-int64_t tensor_count(const Tensor *t) {
-    return shape_count(t->shape);
-}
+int64_t tensor_count(const Tensor *t) { return shape_count(t->shape); }
 
-size_t tensor_bytes(const Tensor *t) {
-    return (size_t)tensor_count(t) * dtype_size(t->dtype);
-}
+size_t tensor_bytes(const Tensor *t) { return (size_t)tensor_count(t) * dtype_size(t->dtype); }
 
 void *tensor_data(const Tensor *t) {
     const Tensor *root = t->base ? t->base : t;

@@ -19,12 +19,12 @@ typedef struct {
     ((Shape){(int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), {__VA_ARGS__}})
 
 typedef enum {
-    ROLE_INPUT, /* written before each run; its memory may be reused after its last use */
-    ROLE_CONST, /* follows from the shapes alone: written once, when the plan is bound */
-    ROLE_PARAM, /* a view of a parameter bucket */
+    ROLE_INPUT,  /* written before each run; its memory may be reused after its last use */
+    ROLE_CONST,  /* follows from the shapes alone: written once, when the plan is bound */
+    ROLE_PARAM,  /* a view of a parameter bucket */
     ROLE_BUCKET, /* what steps compute with of one parameter bucket */
-    ROLE_VALUE, /* the output of a node */
-    ROLE_GRAD, /* the gradient of any of these */
+    ROLE_VALUE,  /* the output of a node */
+    ROLE_GRAD,   /* the gradient of any of these */
 } Role;
 
 typedef struct Node Node;
@@ -36,15 +36,15 @@ struct Tensor {
     DType dtype;
     Role role;
     int id;
-    bool needs_grad;   /* some trained parameter (or a test's input) lies upstream */
-    bool output;       /* stays alive to the end of the run */
-    Node *from;        /* the node that writes it; NULL for the other roles */
-    Tensor *grad;      /* made by plan_backward; NULL: nobody needs it */
-    Tensor *base;      /* the root that this is a view of; NULL: a root */
-    int64_t offset;    /* elements from the root's first */
-    const void *host;  /* ROLE_CONST: the contents, tensor_bytes() of them */
-    bool resident;     /* memory is owned elsewhere (a bucket's home): never placed */
-    void *data;        /* roots: where it is now, while alive */
+    bool needs_grad;  /* some trained parameter (or a test's input) lies upstream */
+    bool output;      /* stays alive to the end of the run */
+    Node *from;       /* the node that writes it; NULL for the other roles */
+    Tensor *grad;     /* made by plan_backward; NULL: nobody needs it */
+    Tensor *base;     /* the root that this is a view of; NULL: a root */
+    int64_t offset;   /* elements from the root's first */
+    const void *host; /* ROLE_CONST: the contents, tensor_bytes() of them */
+    bool resident;    /* memory is owned elsewhere (a bucket's home): never placed */
+    void *data;       /* roots: where it is now, while alive */
 };
 
 int64_t shape_count(Shape s);

@@ -11,20 +11,16 @@ static const struct {
     const char *name;
     size_t size;
 } DTYPES[DT_COUNT] = {
-    [DT_F32] = {"F32", 4},         [DT_BF16] = {"BF16", 2},       [DT_F16] = {"F16", 2},
-    [DT_F64] = {"F64", 8},         [DT_I64] = {"I64", 8},         [DT_I32] = {"I32", 4},
-    [DT_I16] = {"I16", 2},         [DT_I8] = {"I8", 1},           [DT_U64] = {"U64", 8},
-    [DT_U32] = {"U32", 4},         [DT_U16] = {"U16", 2},         [DT_U8] = {"U8", 1},
-    [DT_BOOL] = {"BOOL", 1},       [DT_F8_E4M3] = {"F8_E4M3", 1}, [DT_F8_E5M2] = {"F8_E5M2", 1},
+    [DT_F32] = {"F32", 4},   [DT_BF16] = {"BF16", 2},       [DT_F16] = {"F16", 2},
+    [DT_F64] = {"F64", 8},   [DT_I64] = {"I64", 8},         [DT_I32] = {"I32", 4},
+    [DT_I16] = {"I16", 2},   [DT_I8] = {"I8", 1},           [DT_U64] = {"U64", 8},
+    [DT_U32] = {"U32", 4},   [DT_U16] = {"U16", 2},         [DT_U8] = {"U8", 1},
+    [DT_BOOL] = {"BOOL", 1}, [DT_F8_E4M3] = {"F8_E4M3", 1}, [DT_F8_E5M2] = {"F8_E5M2", 1},
 };
 
-size_t dtype_size(DType t) {
-    return DTYPES[t].size;
-}
+size_t dtype_size(DType t) { return DTYPES[t].size; }
 
-const char *dtype_name(DType t) {
-    return DTYPES[t].name;
-}
+const char *dtype_name(DType t) { return DTYPES[t].name; }
 
 bool dtype_from_name(const char *name, DType *t) {
     for (int i = 0; i < DT_COUNT; i++) {
@@ -81,9 +77,7 @@ void *xcalloc(size_t count, size_t size) {
     return or_die(calloc(count, size), count * size);
 }
 
-void *xrealloc(void *p, size_t size) {
-    return or_die(realloc(p, size ? size : 1), size);
-}
+void *xrealloc(void *p, size_t size) { return or_die(realloc(p, size ? size : 1), size); }
 
 char *xstrdup(const char *s) {
     size_t n = strlen(s) + 1;

@@ -44,9 +44,21 @@ typedef float real;
 /* Number types as they are stored. Arithmetic is done in DT_REAL, DT_BF16 and DT_F16 only; the
  * others occur in files and in index inputs. The names are those of safetensors ("F32", "BF16"). */
 typedef enum {
-    DT_F32, DT_BF16, DT_F16, DT_F64,
-    DT_I64, DT_I32, DT_I16, DT_I8, DT_U64, DT_U32, DT_U16, DT_U8, DT_BOOL,
-    DT_F8_E4M3, DT_F8_E5M2,
+    DT_F32,
+    DT_BF16,
+    DT_F16,
+    DT_F64,
+    DT_I64,
+    DT_I32,
+    DT_I16,
+    DT_I8,
+    DT_U64,
+    DT_U32,
+    DT_U16,
+    DT_U8,
+    DT_BOOL,
+    DT_F8_E4M3,
+    DT_F8_E5M2,
     DT_COUNT
 } DType;
 

@@ -31,65 +31,66 @@ typedef struct Stream Stream;
  * op(A) is [m,k], op(B) is [k,n], C is [m,n], bias is one row [n]. A transposed matrix is stored
  * the other way round: A as [k,m], B as [n,k] (which is how a Linear's weight is stored). */
 typedef struct {
-    DType type;                          /* of A, B and bias */
-    DType type_c;                        /* of C: `type`, or DT_REAL for gradients of weights */
-    int64_t m, n, k, batch;              /* batch >= 1 */
+    DType type;             /* of A, B and bias */
+    DType type_c;           /* of C: `type`, or DT_REAL for gradients of weights */
+    int64_t m, n, k, batch; /* batch >= 1 */
     bool a_transposed, b_transposed;
-    int64_t lda, ldb, ldc;               /* elements from one stored row to the next */
-    int64_t stride_a, stride_b, stride_c, stride_bias; /* elements between batch members; may be 0 */
-    real alpha, beta;                    /* beta is 0 or 1; with 0, C is not read */
-    bool has_bias;                       /* only with beta 0 */
-    bool k_is_rows;                      /* k counts rows of a pack: sum it by ROW_CHUNK, in order */
+    int64_t lda, ldb, ldc; /* elements from one stored row to the next */
+    int64_t stride_a, stride_b, stride_c,
+        stride_bias;  /* elements between batch members; may be 0 */
+    real alpha, beta; /* beta is 0 or 1; with 0, C is not read */
+    bool has_bias;    /* only with beta 0 */
+    bool k_is_rows;   /* k counts rows of a pack: sum it by ROW_CHUNK, in order */
 } Gemm;
 
 /* y = LN(x) [* (1 + scale) + shift], LN over the last axis with gamma, beta and biased variance.
  * Row s uses row mod_row[s] of mod[M, mod_width], whose first 2D columns are shift | scale. */
 typedef struct {
     DType t;
-    int64_t rows, width;                 /* S, D */
+    int64_t rows, width; /* S, D */
     real eps;
-    int64_t mod_rows, mod_width;         /* M, columns of mod (>= 2D); 0, 0: no modulation */
-    const void *x;                       /* [S,D] */
-    const void *gamma, *beta;            /* [D] */
-    const void *mod;                     /* [M, mod_width] */
-    const int32_t *mod_row;              /* [S], each < M */
-    real *stats;                         /* [S,2] mean, 1/sqrt(variance + eps): written forward, read backward */
+    int64_t mod_rows, mod_width; /* M, columns of mod (>= 2D); 0, 0: no modulation */
+    const void *x;               /* [S,D] */
+    const void *gamma, *beta;    /* [D] */
+    const void *mod;             /* [M, mod_width] */
+    const int32_t *mod_row;      /* [S], each < M */
+    real *stats; /* [S,2] mean, 1/sqrt(variance + eps): written forward, read backward */
 } Norm;
 
 /* Gradients of Norm. dmod is written whole: with keep_dmod 0 its other columns become zero. */
 typedef struct {
-    const void *dy;                      /* [S,D] */
-    void *dx;                            /* [S,D] */
-    real *dgamma, *dbeta;                /* [D] */
-    void *dmod;                          /* [M, mod_width] */
+    const void *dy;       /* [S,D] */
+    void *dx;             /* [S,D] */
+    real *dgamma, *dbeta; /* [D] */
+    void *dmod;           /* [M, mod_width] */
     real keep_dx, keep_dgamma, keep_dbeta, keep_dmod;
 } NormGrad;
 
 /* y = x + gate * a, gate = columns [offset, offset + D) of row mod_row[s] of mod. */
 typedef struct {
     DType t;
-    int64_t rows, width;                 /* S, D */
+    int64_t rows, width; /* S, D */
     int64_t mod_rows, mod_width, offset;
-    const void *a;                       /* [S,D] */
-    const void *mod;                     /* [M, mod_width] */
-    const int32_t *mod_row;              /* [S] */
+    const void *a;          /* [S,D] */
+    const void *mod;        /* [M, mod_width] */
+    const int32_t *mod_row; /* [S] */
 } Gate;
 
 /* Normalisation of q and k over the E channels of each head, then rotation.
  * rope[s] holds E/2 pairs (cos, sin); channels (2i, 2i+1) of every head turn by pair i. */
 typedef struct {
     DType t;
-    int64_t rows, heads, head_size;      /* S, N, E (E even) */
+    int64_t rows, heads, head_size; /* S, N, E (E even) */
     real eps;
-    const void *x;                       /* [2,S,N*E]: q, then k, as they leave to_q and to_k */
-    const void *gamma[2], *beta[2];      /* [E] each, for q and for k */
-    const real *rope;                    /* [S,E], or NULL: no rotation */
+    const void *x;                  /* [2,S,N*E]: q, then k, as they leave to_q and to_k */
+    const void *gamma[2], *beta[2]; /* [E] each, for q and for k */
+    const real *rope;               /* [S,E], or NULL: no rotation */
 } QkNorm;
 
 typedef struct {
-    const void *dy;                      /* [2,S,N*E] */
-    void *dx;                            /* [2,S,N*E] */
-    real *dgamma[2], *dbeta[2];          /* [E] */
+    const void *dy;             /* [2,S,N*E] */
+    void *dx;                   /* [2,S,N*E] */
+    real *dgamma[2], *dbeta[2]; /* [E] */
     real keep_dx, keep_dgamma[2], keep_dbeta[2];
 } QkNormGrad;
 
@@ -97,11 +98,11 @@ typedef struct {
  * Never forms S x S. A segment's result does not depend on the other segments. */
 typedef struct {
     DType t;
-    int64_t rows, heads, head_size;      /* S, N, E */
-    real scale;                          /* 1/sqrt(E) */
-    int segments;                        /* B */
-    const int64_t *cu_rows;              /* [B+1] on the host: first row of each segment, and S */
-    const void *q, *k, *v;               /* [S,N*E] each; head h is columns [h*E, (h+1)*E) */
+    int64_t rows, heads, head_size; /* S, N, E */
+    real scale;                     /* 1/sqrt(E) */
+    int segments;                   /* B */
+    const int64_t *cu_rows;         /* [B+1] on the host: first row of each segment, and S */
+    const void *q, *k, *v;          /* [S,N*E] each; head h is columns [h*E, (h+1)*E) */
 } Attention;
 
 /* Latents [F,C,H,W] as patch rows: row (f', h', w'), column offset + ((c*pt + a)*p + i)*p + j holds
@@ -109,18 +110,18 @@ typedef struct {
 typedef struct {
     DType t;
     int64_t frames, channels, height, width; /* F, C, H, W; F % pt == 0, H % p == 0, W % p == 0 */
-    int64_t patch, patch_t;              /* p, pt */
-    int64_t row_width, offset;           /* columns of a row; where this tensor's columns begin */
+    int64_t patch, patch_t;                  /* p, pt */
+    int64_t row_width, offset; /* columns of a row; where this tensor's columns begin */
 } Patch;
 
 /* Inverted dropout: y = keep*y + (drawn ? x / (1-p) : 0). See kernels/random.h for the draw. */
 typedef struct {
     DType t;
-    int64_t width;                       /* D */
-    int segments;                        /* B */
-    const int64_t *cu_rows;              /* [B+1] on the host: rows of each sample */
-    const uint32_t *ordinals;            /* [B] on the device: sample ordinals */
-    real p;                              /* probability of zero, 0 <= p < 1 */
+    int64_t width;            /* D */
+    int segments;             /* B */
+    const int64_t *cu_rows;   /* [B+1] on the host: rows of each sample */
+    const uint32_t *ordinals; /* [B] on the device: sample ordinals */
+    real p;                   /* probability of zero, 0 <= p < 1 */
     uint64_t seed;
     uint32_t step, purpose;
 } Dropout;
@@ -128,19 +129,19 @@ typedef struct {
 /* One AdamW update (Loshchilov and Hutter 2019, as torch.optim.AdamW does it). */
 typedef struct {
     real learning_rate, beta1, beta2, eps, weight_decay;
-    real correction1, correction2;       /* 1 - beta^step */
-    real grad_scale;                     /* gradients are multiplied by this first (clipping) */
+    real correction1, correction2; /* 1 - beta^step */
+    real grad_scale;               /* gradients are multiplied by this first (clipping) */
 } AdamW;
 
 typedef struct Backend {
-    const char *name;                    /* "cpu" */
+    const char *name; /* "cpu" */
 
     /* A stream, and the workspace that kernels on it may use. `bytes` must be at least what the
      * *_workspace functions answered for every call to come. */
     Stream *(*stream_open)(void);
     void (*stream_close)(Stream *s);
     void (*stream_workspace)(Stream *s, void *workspace, size_t bytes);
-    void (*stream_sync)(Stream *s);      /* returns when all work on the stream is done */
+    void (*stream_sync)(Stream *s); /* returns when all work on the stream is done */
 
     /* Device memory, aligned to 256 bytes; NULL when there is none. */
     void *(*alloc)(size_t bytes);
@@ -150,8 +151,8 @@ typedef struct Backend {
     void (*copy)(Stream *s, void *to, const void *from, size_t bytes);
     void (*zero)(Stream *s, void *p, size_t bytes);
 
-    /* dst[i] = (type to) src[i]. From F64, F32, BF16, F16 to F32, BF16, F16, DT_REAL; rounds to nearest
-     * even (from F64 by way of DT_REAL). */
+    /* dst[i] = (type to) src[i]. From F64, F32, BF16, F16 to F32, BF16, F16, DT_REAL; rounds to
+     * nearest even (from F64 by way of DT_REAL). */
     void (*cast)(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
 
     /* Matrix products. */
@@ -161,12 +162,14 @@ typedef struct Backend {
     void (*column_sum)(Stream *s, DType t, int64_t rows, int64_t cols, int64_t ld, const void *x,
                        real keep, real *y);
 
-    /* Pointwise, n elements. gelu is the tanh form. The grads: dx = keep*dx + f'(x) * dy; with keep 0,
-     * dx may be dy or x. y may be x. */
+    /* Pointwise, n elements. gelu is the tanh form. The grads: dx = keep*dx + f'(x) * dy; with keep
+     * 0, dx may be dy or x. y may be x. */
     void (*gelu)(Stream *s, DType t, int64_t n, const void *x, void *y);
-    void (*gelu_grad)(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep, void *dx);
+    void (*gelu_grad)(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
+                      void *dx);
     void (*silu)(Stream *s, DType t, int64_t n, const void *x, void *y);
-    void (*silu_grad)(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep, void *dx);
+    void (*silu_grad)(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
+                      void *dx);
     /* y = keep*y + alpha*x */
     void (*axpy)(Stream *s, DType t, int64_t n, real alpha, const void *x, real keep, void *y);
     void (*dropout)(Stream *s, const Dropout *d, const void *x, real keep, void *y);
@@ -175,7 +178,8 @@ typedef struct Backend {
     void (*norm)(Stream *s, const Norm *n, void *y);
     void (*norm_grad)(Stream *s, const Norm *n, const NormGrad *g);
     void (*gate)(Stream *s, const Gate *g, const void *x, void *y); /* y may be x */
-    /* da = keep_da*da + gate*dy; dmod as in NormGrad, its columns [offset, offset+D) = sum dy * a. */
+    /* da = keep_da*da + gate*dy; dmod as in NormGrad, its columns [offset, offset+D) = sum dy * a.
+     */
     void (*gate_grad)(Stream *s, const Gate *g, const void *dy, real keep_da, void *da,
                       real keep_dmod, void *dmod);
     void (*qk_norm)(Stream *s, const QkNorm *q, void *y);
@@ -188,8 +192,8 @@ typedef struct Backend {
     void (*attention_grad)(Stream *s, const Attention *a, const void *out, const real *lse,
                            const void *dout, void *dq, void *dk, void *dv);
 
-    /* y[i] = source[i] >= 0 ? text[source[i]] : video[-1 - source[i]], i < rows. Each row of text and
-     * video occurs exactly once. split is the adjoint. */
+    /* y[i] = source[i] >= 0 ? text[source[i]] : video[-1 - source[i]], i < rows. Each row of text
+     * and video occurs exactly once. split is the adjoint. */
     void (*join)(Stream *s, DType t, int64_t rows, int64_t width, const int32_t *source,
                  const void *text, const void *video, void *y);
     void (*split)(Stream *s, DType t, int64_t rows, int64_t width, const int32_t *source,

@@ -24,9 +24,9 @@ struct Adapter {
     Weights weights;
     Entry *entries;
     int n_entries;
-    Json meta;              /* the settings: header entry or adapter_config.json */
-    const char *settings;   /* where they are; NULL: there are none */
-    const char *prefix;     /* of the settings' keys: "transformer." or "" */
+    Json meta;            /* the settings: header entry or adapter_config.json */
+    const char *settings; /* where they are; NULL: there are none */
+    const char *prefix;   /* of the settings' keys: "transformer." or "" */
 };
 
 static Entry *entry_of(Adapter *a, const char *module, size_t length) {
@@ -114,8 +114,8 @@ static bool open_settings(Adapter *a, Error *e) {
     const Safetensors *file = &a->weights.shards[0];
     const char *text = safetensors_metadata(file, "lora_adapter_metadata");
     const char *slash = strrchr(file->path, '/');
-    char *config = xprintf("%.*sadapter_config.json", slash ? (int)(slash + 1 - file->path) : 0,
-                           file->path);
+    char *config =
+        xprintf("%.*sadapter_config.json", slash ? (int)(slash + 1 - file->path) : 0, file->path);
     struct stat info;
     bool ok = true;
     if (text) {
@@ -141,8 +141,7 @@ static bool setting(const Adapter *a, const char *key, const char *pattern_key, 
     if (!json_get_object(&a->meta, name, &patterns, e)) return false;
     for (const char *tail = module; tail; tail = strchr(tail, '.')) {
         tail += *tail == '.';
-        if (json_has(&patterns, tail))
-            return json_get_double(&patterns, tail, value, e);
+        if (json_has(&patterns, tail)) return json_get_double(&patterns, tail, value, e);
     }
     return true;
 }
@@ -158,8 +157,11 @@ static bool read_settings(Adapter *a, Error *e) {
     if (!a->meta.root) return true;
     bool rslora = false, dora = false;
     if (!flag(a, "use_rslora", &rslora, e) || !flag(a, "use_dora", &dora, e)) return false;
-    if (dora) return error_set(e, EXIT_USER, "%.300s: use_dora: DoRA adapters are not read. Train "
-                                       "the adapter without DoRA.", a->path);
+    if (dora)
+        return error_set(e, EXIT_USER,
+                         "%.300s: use_dora: DoRA adapters are not read. Train "
+                         "the adapter without DoRA.",
+                         a->path);
     for (int i = 0; i < a->n_entries; i++) {
         Entry *n = &a->entries[i];
         double rank = (double)n->rank;
@@ -189,8 +191,11 @@ Adapter *adapter_open(const char *path, Error *e) {
     for (size_t i = 0; ok && i < a->weights.n_tensors; i++)
         ok = read_name(a, &a->weights.tensors[i], e);
     for (int i = 0; ok && i < a->n_entries; i++) ok = check_entry(a, &a->entries[i], e);
-    if (ok && !a->n_entries) ok = error_set(e, EXIT_USER, "%.300s: expected an adapter, and it "
-                                                   "holds no tensor. Export it again.", path);
+    if (ok && !a->n_entries)
+        ok = error_set(e, EXIT_USER,
+                       "%.300s: expected an adapter, and it "
+                       "holds no tensor. Export it again.",
+                       path);
     if (ok && read_settings(a, e)) return a;
     adapter_close(a);
     return NULL;
@@ -232,14 +237,14 @@ bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e) {
     for (int i = 0; i < a->n_entries; i++) {
         const Entry *n = &a->entries[i];
         Linear *l = (Linear *)find_linear(d, n->module);
-        if (!l)
-            return no_such_linear(a, d, n->module, e);
+        if (!l) return no_such_linear(a, d, n->module, e);
         if (items(n->a) != n->rank * linear_in(l) || items(n->b) != n->rank * linear_out(l))
-            return error_set(e, EXIT_USER,
-                             "%.300s: tensor \"%.120s\": expected an adapter of a layer of %lld x "
-                             "%lld values, found one of %lld x %lld. It was made for another model.",
-                             a->path, n->a->name, (long long)linear_out(l), (long long)linear_in(l),
-                             (long long)(items(n->b) / n->rank), (long long)(items(n->a) / n->rank));
+            return error_set(
+                e, EXIT_USER,
+                "%.300s: tensor \"%.120s\": expected an adapter of a layer of %lld x "
+                "%lld values, found one of %lld x %lld. It was made for another model.",
+                a->path, n->a->name, (long long)linear_out(l), (long long)linear_in(l),
+                (long long)(items(n->b) / n->rank), (long long)(items(n->a) / n->rank));
         lora_give(l, n->rank, n->alpha, dropout);
     }
     return true;
@@ -275,9 +280,7 @@ bool adapter_load(const Adapter *a, const Dit *d, Error *e) {
     return true;
 }
 
-int adapter_count(const Adapter *a) {
-    return a->n_entries;
-}
+int adapter_count(const Adapter *a) { return a->n_entries; }
 
 AdapterLayer adapter_layer(const Adapter *a, int i) {
     const Entry *n = &a->entries[i];

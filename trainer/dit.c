@@ -41,7 +41,8 @@ bool dit_check_sample(const DitConfig *c, int64_t f, int64_t h, int64_t w, int64
 }
 
 /* A constant table given in f32 (f64 in the f64 build), in the graph's type. */
-static Tensor *const_table(Graph *g, const char *name, Shape shape, DType type, const real *values) {
+static Tensor *const_table(Graph *g, const char *name, Shape shape, DType type,
+                           const real *values) {
     Tensor *t = graph_tensor(g, name, shape, type, ROLE_CONST);
     t->host = graph_alloc(g, tensor_bytes(t));
     BACKEND_CPU.cast(NULL, DT_REAL, type, shape_count(shape), values, (void *)t->host);
@@ -53,8 +54,8 @@ typedef struct {
     Graph *g;
     DitGraph *out;
     const PackTables *t;
-    Tensor *rope;   /* [S,E] f32, or NULL */
-    Tensor *c;      /* [B, time_dim] */
+    Tensor *rope; /* [S,E] f32, or NULL */
+    Tensor *c;    /* [B, time_dim] */
 } Build;
 
 static Tensor *linear_of(const Build *b, const Linear *l, Tensor *x, Segments rows) {
@@ -65,12 +66,14 @@ static Tensor *norm_param(const Build *b, int param, int64_t width) {
     return graph_param(b->g, param, 1, SHAPE(width));
 }
 
-static Tensor *norm_of(const Build *b, const LayerNorm *n, Tensor *x, Tensor *mod, Tensor *mod_row) {
+static Tensor *norm_of(const Build *b, const LayerNorm *n, Tensor *x, Tensor *mod,
+                       Tensor *mod_row) {
     return op_norm(b->g, x, norm_param(b, n->gamma, n->width), norm_param(b, n->beta, n->width),
                    (real)b->d->config.norm_eps, mod, mod_row);
 }
 
-/* ---- what comes before the blocks ------------------------------------------------------------- */
+/* ---- what comes before the blocks -------------------------------------------------------------
+ */
 
 static Tensor *rope_table(const Build *b, const Pack *pack) {
     const DitConfig *c = &b->d->config;
@@ -150,7 +153,8 @@ static Tensor *time_embedding(const Build *b) {
     return op_silu(b->g, emb);
 }
 
-/* ---- blocks ----------------------------------------------------------------------------------- */
+/* ---- blocks -----------------------------------------------------------------------------------
+ */
 
 static Tensor *modulation(const Build *b, const Linear *l) {
     Tensor *mod = linear_of(b, l, b->c, b->t->samples);
@@ -188,7 +192,8 @@ static Tensor *record_block(const Build *b, const DitBlock *block, Tensor *x, bo
     return op_gate(b->g, x, linear_of(b, &block->ff2, h, rows), mod2, mod_row, gate);
 }
 
-/* ---- the whole -------------------------------------------------------------------------------- */
+/* ---- the whole --------------------------------------------------------------------------------
+ */
 
 static void make_inputs(Build *b, const Pack *pack, bool with_loss) {
     const DitConfig *c = &b->d->config;

@@ -17,24 +17,24 @@ typedef struct {
 } LayerNorm;
 
 typedef struct {
-    Linear mod1, mod2;       /* norm1.linear, norm2.linear: c -> 6D */
-    LayerNorm norm1, norm2;  /* over D */
-    Linear qkv[3], out;      /* attn1.to_q, to_k, to_v, to_out.0 */
+    Linear mod1, mod2;        /* norm1.linear, norm2.linear: c -> 6D */
+    LayerNorm norm1, norm2;   /* over D */
+    Linear qkv[3], out;       /* attn1.to_q, to_k, to_v, to_out.0 */
     LayerNorm norm_q, norm_k; /* over E */
-    Linear ff1, ff2;         /* ff.net.0.proj, ff.net.2 */
+    Linear ff1, ff2;          /* ff.net.0.proj, ff.net.2 */
 } DitBlock;
 
 typedef struct {
     DitConfig config;
     ParamSet *params;
-    Linear patch, text;      /* patch_embed.proj, patch_embed.text_proj */
-    Linear time1, time2;     /* time_embedding.linear_1, linear_2 */
-    Linear ofs1, ofs2;       /* ofs_embedding; only where ofs_dim is set */
-    int pos_embedding;       /* the learned table; -1: none */
-    DitBlock *blocks;        /* [layers] */
+    Linear patch, text;  /* patch_embed.proj, patch_embed.text_proj */
+    Linear time1, time2; /* time_embedding.linear_1, linear_2 */
+    Linear ofs1, ofs2;   /* ofs_embedding; only where ofs_dim is set */
+    int pos_embedding;   /* the learned table; -1: none */
+    DitBlock *blocks;    /* [layers] */
     LayerNorm norm_final, norm_out;
     Linear mod_out, proj_out; /* norm_out.linear: c -> 2D */
-    Linear **linears;        /* [n_linears] all of the above, in the order of the published file */
+    Linear **linears;         /* [n_linears] all of the above, in the order of the published file */
     int n_linears;
 } Dit;
 
@@ -49,14 +49,14 @@ void dit_params(Dit *d, ParamSet *p, bool train_base, int world);
 /* One pack's inputs, all of the graph's type unless said otherwise. */
 typedef struct {
     PackTables tables;
-    Tensor *latents;         /* noisy latents, flat: samples end to end, each [F,C,H,W] */
-    Tensor *image;           /* image latents likewise; NULL unless in_channels = 2 C */
-    Tensor *text;            /* [T, text_dim] */
-    Tensor *time;            /* [B,D] sinusoids of the timesteps */
-    Tensor *ofs;             /* [B,ofs_dim] sinusoids; NULL: none */
-    Tensor *ordinals;        /* [B] u32; NULL unless there is dropout */
-    Tensor *target;          /* f32, like latents: the velocity; NULL: forward only */
-    Tensor *prediction;      /* like latents; an output */
+    Tensor *latents;           /* noisy latents, flat: samples end to end, each [F,C,H,W] */
+    Tensor *image;             /* image latents likewise; NULL unless in_channels = 2 C */
+    Tensor *text;              /* [T, text_dim] */
+    Tensor *time;              /* [B,D] sinusoids of the timesteps */
+    Tensor *ofs;               /* [B,ofs_dim] sinusoids; NULL: none */
+    Tensor *ordinals;          /* [B] u32; NULL unless there is dropout */
+    Tensor *target;            /* f32, like latents: the velocity; NULL: forward only */
+    Tensor *prediction;        /* like latents; an output */
     Tensor *loss, *per_sample; /* [1], [B] f32; outputs; NULL: forward only */
 } DitGraph;
 

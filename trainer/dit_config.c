@@ -2,8 +2,12 @@
 #include "trainer/dit_config.h"
 
 #include "data/json.h"
+#include "data/nearest.h"
 
+#include <jansson.h>
 #include <string.h>
+
+enum { MAX_ROWS = 1 << 28 }; /* far beyond any video; keeps every product of sizes in 64 bits */
 
 static const DitConfig DEFAULTS = {.heads = 30,
                                    .head_size = 64,
@@ -24,6 +28,54 @@ static const DitConfig DEFAULTS = {.heads = 30,
                                    .norm_eps = 1e-5,
                                    .flip_sin_to_cos = true,
                                    .attention_bias = true};
+
+/* Every key of diffusers' class. */
+static const char *const KEYS[] = {"num_attention_heads",
+                                   "attention_head_dim",
+                                   "in_channels",
+                                   "out_channels",
+                                   "flip_sin_to_cos",
+                                   "freq_shift",
+                                   "time_embed_dim",
+                                   "ofs_embed_dim",
+                                   "text_embed_dim",
+                                   "num_layers",
+                                   "dropout",
+                                   "attention_bias",
+                                   "sample_width",
+                                   "sample_height",
+                                   "sample_frames",
+                                   "patch_size",
+                                   "patch_size_t",
+                                   "temporal_compression_ratio",
+                                   "max_text_seq_length",
+                                   "activation_fn",
+                                   "timestep_activation_fn",
+                                   "norm_elementwise_affine",
+                                   "norm_eps",
+                                   "spatial_interpolation_scale",
+                                   "temporal_interpolation_scale",
+                                   "use_rotary_positional_embeddings",
+                                   "use_learned_positional_embeddings",
+                                   "patch_bias"};
+
+/* A key that is not read could describe another model. Those with an underscore are notes. */
+static bool check_keys(const Json *j, Error *e) {
+    const char *key;
+    json_t *value;
+    json_object_foreach(j->root, key, value) {
+        bool known = key[0] == '_';
+        for (size_t i = 0; i < COUNT(KEYS) && !known; i++) known = !strcmp(KEYS[i], key);
+        if (known) continue;
+        const char *near = nearest_name(key, KEYS, COUNT(KEYS));
+        return error_set(
+            e, EXIT_USER,
+            "%.300s: \"%.80s\": no such key of a CogVideoX transformer%s%s%s. Mend the "
+            "name, or remove the key if it changes nothing.",
+            j->path, key, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    }
+    return true;
+}
 
 typedef struct {
     const char *key;
@@ -54,9 +106,36 @@ static bool read_counts(DitConfig *c, const Json *j, Error *e) {
         if (!json_get_int(j, counts[i].key, counts[i].value, e)) return false;
         if (json_has(j, counts[i].key) &&
             (*counts[i].value < 1 || *counts[i].value > counts[i].max))
-            return error_set(e, EXIT_USER, "%s: %s: expected a number from 1 to %lld, found %lld",
+            return error_set(e, EXIT_USER,
+                             "%.300s: \"%s\": expected a number from 1 to %lld, found %lld. Fetch "
+                             "the file again.",
                              j->path, counts[i].key, (long long)counts[i].max,
                              (long long)*counts[i].value);
+    }
+    return true;
+}
+
+typedef struct {
+    const char *key;
+    double *value;
+    double min, max;
+} Number;
+
+static bool read_numbers(DitConfig *c, const Json *j, Error *e) {
+    const Number numbers[] = {
+        {"spatial_interpolation_scale", &c->spatial_scale, 1e-3, 1e3},
+        {"temporal_interpolation_scale", &c->temporal_scale, 1e-3, 1e3},
+        {"norm_eps", &c->norm_eps, 1e-12, 1},
+        {"freq_shift", &c->freq_shift, 0, 1},
+    };
+    for (size_t i = 0; i < COUNT(numbers); i++) {
+        const Number *n = &numbers[i];
+        if (!json_get_double(j, n->key, n->value, e)) return false;
+        if (!(*n->value >= n->min && *n->value <= n->max))
+            return error_set(e, EXIT_USER,
+                             "%.300s: \"%s\": expected a number from %g to %g, found %g. Fetch the "
+                             "file again.",
+                             j->path, n->key, n->min, n->max, *n->value);
     }
     return true;
 }
@@ -65,11 +144,7 @@ static bool read_flags(DitConfig *c, const Json *j, Error *e) {
     return json_get_bool(j, "use_rotary_positional_embeddings", &c->rotary, e) &&
            json_get_bool(j, "use_learned_positional_embeddings", &c->learned, e) &&
            json_get_bool(j, "flip_sin_to_cos", &c->flip_sin_to_cos, e) &&
-           json_get_bool(j, "attention_bias", &c->attention_bias, e) &&
-           json_get_double(j, "spatial_interpolation_scale", &c->spatial_scale, e) &&
-           json_get_double(j, "temporal_interpolation_scale", &c->temporal_scale, e) &&
-           json_get_double(j, "norm_eps", &c->norm_eps, e) &&
-           json_get_double(j, "freq_shift", &c->freq_shift, e);
+           json_get_bool(j, "attention_bias", &c->attention_bias, e);
 }
 
 /* Switches that the published models leave alone; another value would need other code. */
@@ -83,8 +158,11 @@ static bool check_fixed(const Json *j, Error *e) {
         const char *found = TEXTS[i].value;
         if (!json_get_string(j, TEXTS[i].key, &found, e)) return false;
         if (strcmp(found, TEXTS[i].value))
-            return error_set(e, EXIT_USER, "%s: %s: expected \"%s\", found \"%.80s\"", j->path,
-                             TEXTS[i].key, TEXTS[i].value, found);
+            return error_set(
+                e, EXIT_USER,
+                "%.300s: \"%s\": expected \"%s\", found \"%.80s\". Is this a CogVideoX "
+                "transformer?",
+                j->path, TEXTS[i].key, TEXTS[i].value, found);
     }
     bool affine = true;
     double dropout = 0;
@@ -106,18 +184,28 @@ static bool check_together(const DitConfig *c, const char *path, Error *e) {
                          path, (long long)c->out_channels, (long long)(2 * c->out_channels),
                          (long long)c->in_channels);
     if (c->ofs_dim && c->ofs_dim != c->time_dim)
-        return error_set(e, EXIT_USER, "%s: ofs_embed_dim: expected time_embed_dim, %lld, found %lld",
-                         path, (long long)c->time_dim, (long long)c->ofs_dim);
+        return error_set(e, EXIT_USER,
+                         "%s: ofs_embed_dim: expected time_embed_dim, %lld, found %lld", path,
+                         (long long)c->time_dim, (long long)c->ofs_dim);
     if (c->head_size % 16)
         return error_set(e, EXIT_USER,
                          "%s: attention_head_dim: expected a multiple of 16, found %lld", path,
                          (long long)c->head_size);
     if (c->sample_height % c->patch || c->sample_width % c->patch)
-        return error_set(e, EXIT_USER, "%s: sample_height and sample_width: expected multiples of "
-                         "patch_size, %lld", path, (long long)c->patch);
+        return error_set(e, EXIT_USER,
+                         "%s: sample_height and sample_width: expected multiples of patch_size, "
+                         "%lld",
+                         path, (long long)c->patch);
+    if (dit_video_rows(c, dit_native_frames(c), c->sample_height, c->sample_width) > MAX_ROWS)
+        return error_set(e, EXIT_USER,
+                         "%.300s: sample_frames, sample_height and sample_width: expected a native "
+                         "size of at most %d rows. Fetch the file again.",
+                         path, MAX_ROWS);
     if (c->learned && c->temporal_patch)
-        return error_set(e, EXIT_USER, "%s: learned positions with patch_size_t are not a model "
-                         "that was published", path);
+        return error_set(e, EXIT_USER,
+                         "%s: learned positions with patch_size_t are not a model "
+                         "that was published",
+                         path);
     return true;
 }
 
@@ -126,8 +214,8 @@ bool dit_config_read(DitConfig *c, const char *path, Error *e) {
     *c = DEFAULTS;
     if (!json_open(&j, path, e)) return false;
     c->temporal_patch = json_has(&j, "patch_size_t");
-    bool ok = check_fixed(&j, e) && read_counts(c, &j, e) && read_flags(c, &j, e) &&
-              check_together(c, path, e);
+    bool ok = check_keys(&j, e) && check_fixed(&j, e) && read_counts(c, &j, e) &&
+              read_numbers(c, &j, e) && read_flags(c, &j, e) && check_together(c, path, e);
     c->width = c->heads * c->head_size;
     json_close(&j);
     return ok;

@@ -112,7 +112,8 @@ void dit_close(Dit *d) {
     free(d);
 }
 
-/* ---- parameters ------------------------------------------------------------------------------- */
+/* ---- parameters -------------------------------------------------------------------------------
+ */
 
 static int add(ParamSet *p, const char *module, const char *leaf, Shape shape, int block,
                bool trained) {

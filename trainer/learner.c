@@ -8,7 +8,8 @@
 
 static const double OFS_VALUE = 2.0; /* the only value that the 1.5 I2V pipeline ever passes */
 
-/* ---- planning --------------------------------------------------------------------------------- */
+/* ---- planning ---------------------------------------------------------------------------------
+ */
 
 static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     const Model *m = l->model;
@@ -34,7 +35,8 @@ static void drop_shapes(Learner *l) {
     l->n_shaped = 0;
 }
 
-static void plan_all(Learner *l, const Config *c, const Pack *packs, int n, RecomputeChoice choice) {
+static void plan_all(Learner *l, const Config *c, const Pack *packs, int n,
+                     RecomputeChoice choice) {
     static const Recompute POLICY[] = {[MEMORY_RECOMPUTE_NONE] = RECOMPUTE_NONE,
                                        [MEMORY_RECOMPUTE_SELECTIVE] = RECOMPUTE_SELECTIVE,
                                        [MEMORY_RECOMPUTE_BLOCK] = RECOMPUTE_BLOCK};
@@ -68,11 +70,12 @@ Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs,
     }
     double over = (double)(learner_bytes(l).total - available);
     if (c->memory.budget && over > 0)
-        config_die(c, "memory.budget",
-                   "%.2f GiB is too little by %.2f GiB. Fewer frames, a smaller size, batch or rank "
-                   "need less%s",
-                   (double)c->memory.budget / (1 << 30), over / (1 << 30),
-                   choice < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
+        config_die(
+            c, "memory.budget",
+            "%.2f GiB is too little by %.2f GiB. Fewer frames, a smaller size, batch or rank "
+            "need less%s",
+            (double)c->memory.budget / (1 << 30), over / (1 << 30),
+            choice < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
     return l;
 }
 
@@ -111,7 +114,8 @@ void learner_close(Learner *l) {
     free(l);
 }
 
-/* ---- one micro-step --------------------------------------------------------------------------- */
+/* ---- one micro-step ---------------------------------------------------------------------------
+ */
 
 /* Uploads f32 numbers into an input of the graph's type. */
 static void give(Run *r, Tensor *t, const float *values) {

@@ -15,12 +15,12 @@ typedef struct {
 
 typedef struct {
     Model *model;
-    Recompute *policy;      /* [layers + 1] by segment */
+    Recompute *policy;         /* [layers + 1] by segment */
     RecomputeChoice recompute; /* what was chosen, for all blocks */
-    Shaped *shaped;         /* [n_shaped] in the order of the packs given */
+    Shaped *shaped;            /* [n_shaped] in the order of the packs given */
     int n_shaped;
     char *arena;
-    size_t arena_bytes;     /* of the largest plan, workspace included */
+    size_t arena_bytes; /* of the largest plan, workspace included */
     Optim optim;
     bool trains;
 } Learner;
@@ -48,8 +48,8 @@ typedef struct {
     const int64_t *timesteps;                   /* [B] */
     const uint32_t *ordinals;                   /* [B]; NULL: 0, 1, ... */
     uint64_t seed;
-    uint32_t step;                              /* optimizer step from 0 */
-    int micro, micros;                          /* micro-step of the step, and how many there are */
+    uint32_t step;     /* optimizer step from 0 */
+    int micro, micros; /* micro-step of the step, and how many there are */
 } Micro;
 
 /* Runs it; loss is that of the pack. Gradients go where optim_step finds them. */

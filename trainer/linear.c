@@ -5,13 +5,9 @@
 
 #include <stdlib.h>
 
-int64_t linear_out(const Linear *l) {
-    return l->shape.dim[0];
-}
+int64_t linear_out(const Linear *l) { return l->shape.dim[0]; }
 
-int64_t linear_in(const Linear *l) {
-    return shape_count(l->shape) / l->shape.dim[0];
-}
+int64_t linear_in(const Linear *l) { return shape_count(l->shape) / l->shape.dim[0]; }
 
 void linear_add_adapter(ParamSet *p, Linear *l) {
     if (!l->rank) return;
@@ -27,8 +23,8 @@ void linear_add_adapter(ParamSet *p, Linear *l) {
 }
 
 /* y, plus the adapter's part on slice `slice`. */
-static Tensor *add_adapter(Graph *g, const Linear *l, Tensor *x, Tensor *y, int slice, Segments rows,
-                           Tensor *ordinals) {
+static Tensor *add_adapter(Graph *g, const Linear *l, Tensor *x, Tensor *y, int slice,
+                           Segments rows, Tensor *ordinals) {
     if (!l->rank) return y;
     Tensor *a = graph_param(g, l->lora_a, 1, SHAPE(l->rank, linear_in(l)));
     Tensor *b = graph_param(g, l->lora_b, 1, SHAPE(linear_out(l), l->rank));

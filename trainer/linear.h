@@ -9,16 +9,16 @@
 #include "autograd/ops.h"
 
 typedef struct {
-    char *module;        /* "transformer_blocks.0.attn1.to_q" */
-    Shape shape;         /* of the weight: [O,K], or [O,C,p,p] for the patch convolution */
+    char *module; /* "transformer_blocks.0.attn1.to_q" */
+    Shape shape;  /* of the weight: [O,K], or [O,C,p,p] for the patch convolution */
     bool has_bias;
-    int block;           /* of the ParamSet: 0 embed, 1.. blocks, the last final */
-    int w, b;            /* parameters; b -1: none */
-    int64_t rank;        /* of the adapter; 0: none */
-    real scale;          /* alpha / r */
+    int block;    /* of the ParamSet: 0 embed, 1.. blocks, the last final */
+    int w, b;     /* parameters; b -1: none */
+    int64_t rank; /* of the adapter; 0: none */
+    real scale;   /* alpha / r */
     real dropout;
-    uint32_t ordinal;    /* its place among all maps: names its random draws */
-    int lora_a, lora_b;  /* parameters [r,K] and [O,r] (a convolution's: [r,C,p,p], [O,r,1,1]) */
+    uint32_t ordinal;   /* its place among all maps: names its random draws */
+    int lora_a, lora_b; /* parameters [r,K] and [O,r] (a convolution's: [r,C,p,p], [O,r,1,1]) */
 } Linear;
 
 /* Elements of one output and of one input row. */

@@ -64,8 +64,10 @@ void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed) {
         real *a = param_master(d->params, l->lora_a), *b = param_master(d->params, l->lora_b);
         Draw draw = {.seed = seed, .ordinal = (uint32_t)i, .purpose = PURPOSE_INIT};
         double bound = 1 / sqrt((double)linear_in(l));
-        if (init == LORA_INIT_GAUSSIAN) random_normal(draw, 0, n, values);
-        else random_uniform(draw, 0, n, values);
+        if (init == LORA_INIT_GAUSSIAN)
+            random_normal(draw, 0, n, values);
+        else
+            random_uniform(draw, 0, n, values);
         for (int64_t j = 0; j < n; j++)
             a[j] = init == LORA_INIT_GAUSSIAN ? (real)(values[j] / (double)l->rank)
                                               : (real)(bound * (2.0 * values[j] - 1));

@@ -27,13 +27,15 @@ bool transformer_folder(const char *model_path, char **folder, Error *e) {
     }
     *folder = NULL;
     if (!exists(model_path)) return error_set(e, EXIT_USER, "%s: no such folder", model_path);
-    return error_set(e, EXIT_USER,
-                     "%s: expected transformer/config.json (a diffusers model folder) or config.json "
-                     "(the transformer's own folder)",
-                     model_path);
+    return error_set(
+        e, EXIT_USER,
+        "%s: expected transformer/config.json (a diffusers model folder) or config.json "
+        "(the transformer's own folder)",
+        model_path);
 }
 
-/* ---- weights ---------------------------------------------------------------------------------- */
+/* ---- weights ----------------------------------------------------------------------------------
+ */
 
 static bool is_weight_type(DType t) {
     return t == DT_F32 || t == DT_BF16 || t == DT_F16 || t == DT_F64;
@@ -61,43 +63,51 @@ static const SafetensorsTensor *tensor_of(const Weights *w, const Param *q, Erro
     const SafetensorsTensor *t = weights_expect(w, q->name, q->shape.rank, q->shape.dim, e);
     if (!t) return NULL;
     if (is_weight_type(t->dtype)) return t;
-    error_set(e, EXIT_USER, "%s: tensor %s: expected F32, BF16, F16 or F64, found %s", w->path,
-              q->name, t->dtype_name);
+    error_set(e, EXIT_USER,
+              "%.300s: tensor \"%.120s\": expected F32, BF16, F16 or F64, found %s. Quantised "
+              "weights must be converted first.",
+              w->path, q->name, t->dtype_name);
     return NULL;
 }
 
-static bool is_adapter(const Param *q) {
-    return strstr(q->name, ".lora_") != NULL;
-}
+static bool is_adapter(const Param *q) { return strstr(q->name, ".lora_") != NULL; }
 
-static bool no_surplus(const Weights *w, const ParamSet *p, Error *e) {
-    for (size_t i = 0; i < w->n_tensors; i++) {
+/* Every parameter is among the tensors: as many tensors as parameters are the parameters alone. */
+static bool no_surplus(const Weights *w, const ParamSet *p, size_t wanted, Error *e) {
+    for (size_t i = 0; i < w->n_tensors && w->n_tensors > wanted; i++) {
         const char *name = w->tensors[i].name;
         if (params_find(p, name) >= 0) continue;
         Nearest near = nearest_to(name);
         for (int j = 0; j < p->n_params; j++)
             if (!is_adapter(&p->param[j])) nearest_offer(&near, p->param[j].name);
-        return error_set(e, EXIT_USER,
-                         "%s: tensor %s is not in a transformer as config.json describes it%s%s",
-                         w->path, name, near.best ? "; the nearest name is " : "",
-                         near.best ? near.best : "");
+        return error_set(
+            e, EXIT_USER,
+            "%.300s: tensor \"%.120s\": expected only what config.json describes, and "
+            "it is not among that%s%s%s. Check that config.json and the weights are of "
+            "one model.",
+            w->path, name, near.best ? "; the nearest is \"" : "", near.best ? near.best : "",
+            near.best ? "\"" : "");
     }
     return true;
 }
 
 bool weights_match(const Weights *w, const Dit *d, Error *e) {
     const ParamSet *p = d->params;
-    for (int i = 0; i < p->n_params; i++)
-        if (!is_adapter(&p->param[i]) && !tensor_of(w, &p->param[i], e)) return false;
-    return no_surplus(w, p, e);
+    size_t wanted = 0;
+    for (int i = 0; i < p->n_params; i++) {
+        if (is_adapter(&p->param[i])) continue;
+        if (!tensor_of(w, &p->param[i], e)) return false;
+        wanted++;
+    }
+    return no_surplus(w, p, wanted, e);
 }
 
 static bool finite(const Weights *w, const SafetensorsTensor *t, int64_t n, Error *e) {
     int64_t bad = first_non_finite(t, n);
     if (bad < 0) return true;
     return error_set(e, EXIT_USER,
-                     "%s: tensor %s: value %lld is not a finite number; the file is damaged or the "
-                     "model diverged",
+                     "%.300s: tensor \"%.120s\": value %lld: expected a finite number. The file is "
+                     "damaged or its training diverged: download it again or use an earlier one.",
                      w->path, t->name, (long long)bad);
 }
 
@@ -151,7 +161,8 @@ static void draw_weights(Model *m, uint64_t seed) {
     }
 }
 
-/* ---- opening ---------------------------------------------------------------------------------- */
+/* ---- opening ----------------------------------------------------------------------------------
+ */
 
 static void attach_adapters(Model *m, const Config *c, Adapter *start) {
     Error e;
@@ -191,9 +202,8 @@ static void open_weights(Model *m, ModelDetail detail) {
 }
 
 static void make_params(Model *m, const Config *c, ModelDetail detail) {
-    static const DType TYPES[] = {[NUMBERS_F32] = DT_F32,
-                                  [NUMBERS_BF16] = DT_BF16,
-                                  [NUMBERS_F16] = DT_F16};
+    static const DType TYPES[] = {
+        [NUMBERS_F32] = DT_F32, [NUMBERS_BF16] = DT_BF16, [NUMBERS_F16] = DT_F16};
     DType form = c->model.dtype == NUMBERS_AUTO ? m->stored : TYPES[c->model.dtype];
     bool device = c->memory.base.home == PLACE_DEVICE || c->model.dtype != NUMBERS_AUTO ||
                   (m->foreign && c->memory.base.home == PLACE_AUTO);
@@ -201,16 +211,20 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
     if (m->foreign && c->train.precision != NUMBERS_AUTO) m->compute = TYPES[c->train.precision];
     m->params = params_open();
     dit_params(m->dit, m->params, m->training == TRAIN_FULL, 1);
-    if (detail == MODEL_RANDOM) params_rest(m->params, HOME_DEVICE, DT_REAL);
-    else params_rest(m->params, device ? HOME_DEVICE : HOME_FILE, form);
+    if (detail == MODEL_RANDOM)
+        params_rest(m->params, HOME_DEVICE, DT_REAL);
+    else
+        params_rest(m->params, device ? HOME_DEVICE : HOME_FILE, form);
 }
 
 static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *start) {
     Error e;
     if (detail == MODEL_WEIGHTS) read_weights(m);
     params_allocate(m->params, &m->memory);
-    if (detail == MODEL_WEIGHTS) load_masters(m);
-    else draw_weights(m, (uint64_t)c->train.seed);
+    if (detail == MODEL_WEIGHTS)
+        load_masters(m);
+    else
+        draw_weights(m, (uint64_t)c->train.seed);
     params_settle(m->params, &m->memory, m->stream);
     if (m->training != TRAIN_LORA) return;
     lora_init(m->dit, c->lora.init, (uint64_t)c->train.seed);
@@ -240,7 +254,8 @@ void check_supported(const Config *c) {
         config_die(c, "ranks.sequence", "expected 1: sequence parallelism is not built yet");
     PlaceChoice base = c->memory.base.home;
     if (base == PLACE_HOST || base == PLACE_RANKS)
-        config_die(c, "memory.base.home", "expected auto, device or file: host and ranks are not "
+        config_die(c, "memory.base.home",
+                   "expected auto, device or file: host and ranks are not "
                    "built yet");
     if (c->memory.optimizer.home == PLACE_HOST)
         config_die(c, "memory.optimizer.home", "expected auto or device: host is not built yet");

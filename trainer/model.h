@@ -12,17 +12,17 @@ typedef enum { TRAIN_NOTHING, TRAIN_LORA, TRAIN_FULL } Training;
 typedef struct Model Model;
 struct Model {
     Training training;
-    DType compute;           /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
-    bool foreign;            /* planned for a device that is not here: no kernels, no memory */
+    DType compute; /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
+    bool foreign;  /* planned for a device that is not here: no kernels, no memory */
     Memory memory;
     Stream *stream;
     Dit *dit;
     ParamSet *params;
     Schedule schedule;
-    Weights weights;         /* mapped; frozen parameters point into it. Zeroed: none were read */
-    char *folder;            /* of the transformer */
-    DType stored;            /* the type in which its weights are stored, or would be published */
-    void **aligned;          /* copies of tensors that lay at odd addresses in their file */
+    Weights weights; /* mapped; frozen parameters point into it. Zeroed: none were read */
+    char *folder;    /* of the transformer */
+    DType stored;    /* the type in which its weights are stored, or would be published */
+    void **aligned;  /* copies of tensors that lay at odd addresses in their file */
     int n_aligned;
 };
 
@@ -32,8 +32,8 @@ typedef enum {
     MODEL_WEIGHTS, /* everything */
 } ModelDetail;
 
-/* foreign: plans for a GPU from its profile alone (with MODEL_SHAPES). Ends the program on mistakes in
- * files or settings (exit 2). */
+/* foreign: plans for a GPU from its profile alone (with MODEL_SHAPES). Ends the program on mistakes
+ * in files or settings (exit 2). */
 Model *model_open(const Config *c, Training training, ModelDetail detail, bool foreign);
 /* What the config's method asks for. */
 Training model_training(const Config *c);
@@ -44,6 +44,7 @@ void model_close(Model *m);
 /* The transformer's own folder under model.path: model.path/transformer, or model.path itself. The
  * caller frees it. false: *e says what was looked for. */
 bool transformer_folder(const char *model_path, char **folder, Error *e);
-/* Every tensor of the weights must be one of the model's parameters, with its shape and finite
- * values; false: *e names the first that is not. Used by model_open and by `inspect`. */
+/* Every tensor of the weights must be one of the model's parameters, with its shape and a type that
+ * can be computed with, and none may be missing; false: *e names the first mistake. Values are not
+ * looked at. Used by model_open and by `inspect`. */
 bool weights_match(const Weights *w, const Dit *d, Error *e);

@@ -5,9 +5,7 @@
 
 #include <stdlib.h>
 
-static int64_t or_else(int64_t given, int64_t own) {
-    return given ? given : own;
-}
+static int64_t or_else(int64_t given, int64_t own) { return given ? given : own; }
 
 NativePack native_pack(const Config *c, const DitConfig *model) {
     NativePack n = {.frames = or_else(c->data.frames, model->sample_frames),

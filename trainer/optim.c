@@ -70,9 +70,12 @@ double learning_rate_at(const TrainConfig *c, int64_t step) {
     double left = (double)MAX(1, c->steps - c->warmup_steps);
     double done = (double)(step - c->warmup_steps) / left;
     switch (c->schedule) {
-    case SCHEDULE_LINEAR: return c->learning_rate * fmax(0, 1 - done);
-    case SCHEDULE_COSINE: return c->learning_rate * fmax(0, 0.5 * (1 + cos(acos(-1.0) * done)));
-    case SCHEDULE_CONSTANT: break;
+    case SCHEDULE_LINEAR:
+        return c->learning_rate * fmax(0, 1 - done);
+    case SCHEDULE_COSINE:
+        return c->learning_rate * fmax(0, 0.5 * (1 + cos(acos(-1.0) * done)));
+    case SCHEDULE_CONSTANT:
+        break;
     }
     return c->learning_rate;
 }

@@ -8,24 +8,24 @@
 
 /* What the caller says: sizes of each sample. */
 typedef struct {
-    int samples;             /* B */
-    const int64_t (*fhw)[3]; /* [B] latent frames, height, width */
+    int samples;              /* B */
+    const int64_t (*fhw)[3];  /* [B] latent frames, height, width */
     const int64_t *text_rows; /* [B] */
 } Pack;
 
 /* The tables, in the graph's memory. S all rows, T text rows, V video rows. */
 typedef struct {
-    LatentSizes latents;     /* per sample F, H, W */
-    LatentSizes grid;        /* per sample F / pt, H / p, W / p */
+    LatentSizes latents;        /* per sample F, H, W */
+    LatentSizes grid;           /* per sample F / pt, H / p, W / p */
     Segments rows, text, video; /* the rows of each sample among all, text and video rows */
-    Segments samples;        /* one row per sample */
-    Segments elements;       /* latent elements of each sample */
-    Tensor *source;          /* [S] i32 for op_join */
-    Tensor *mod_row;         /* [S] i32: 2 * sample + is_text */
-    Tensor *mod_row_video;   /* [V] i32: the same for video rows: 2 * sample */
-    Tensor *sample_of_video; /* [V] i32 */
-    Tensor *video_index;     /* [V] i32: the video rows among all rows */
-    Tensor *row_in_sample;   /* [S] i32 */
+    Segments samples;           /* one row per sample */
+    Segments elements;          /* latent elements of each sample */
+    Tensor *source;             /* [S] i32 for op_join */
+    Tensor *mod_row;            /* [S] i32: 2 * sample + is_text */
+    Tensor *mod_row_video;      /* [V] i32: the same for video rows: 2 * sample */
+    Tensor *sample_of_video;    /* [V] i32 */
+    Tensor *video_index;        /* [V] i32: the video rows among all rows */
+    Tensor *row_in_sample;      /* [S] i32 */
 } PackTables;
 
 PackTables pack_tables(Graph *g, const DitConfig *c, const Pack *pack);

@@ -18,9 +18,7 @@ void timestep_sinusoid(double value, int64_t dim, bool cos_first, double shift, 
 }
 
 /* Python's round() on a double: half to even. */
-static double round_even(double x) {
-    return nearbyint(x);
-}
+static double round_even(double x) { return nearbyint(x); }
 
 /* torch.linspace in f32: from both ends, one rounding a value. */
 static float linspace(double start, double end, int64_t n, int64_t i) {
@@ -30,7 +28,8 @@ static float linspace(double start, double end, int64_t n, int64_t i) {
     return i < n / 2 ? fmaf((float)i, step, a) : fmaf(-(float)(n - 1 - i), step, b);
 }
 
-/* Where a grid of h x w patches lies on the native grid: diffusers' get_resize_crop_region_for_grid. */
+/* Where a grid of h x w patches lies on the native grid: diffusers'
+ * get_resize_crop_region_for_grid. */
 typedef struct {
     double start[2], stop[2]; /* h, w */
 } Region;
@@ -38,8 +37,10 @@ typedef struct {
 static Region resize_crop(int64_t h, int64_t w, int64_t base_h, int64_t base_w) {
     double bh = (double)base_h, bw = (double)base_w, gh = (double)h, gw = (double)w;
     double rh = bh, rw = bw;
-    if (gh / gw > bh / bw) rw = round_even(bh / gh * gw);
-    else rh = round_even(bw / gw * gh);
+    if (gh / gw > bh / bw)
+        rw = round_even(bh / gh * gw);
+    else
+        rh = round_even(bw / gw * gh);
     double top = round_even((bh - rh) / 2), left = round_even((bw - rw) / 2);
     return (Region){{top, left}, {top + rh, left + rw}};
 }

@@ -10,8 +10,8 @@
 #define GIB(n) ((int64_t)(n) << 30)
 
 /* Sources. h200: bf16 products and copies measured on one; attention from published D = 64 figures
- * (FlashAttention-3 on an H100). Others: the vendor's dense 16-bit rate with f32 accumulation at 80 %
- * for products, attention at 60 % of that, 90 % of the memory rate. */
+ * (FlashAttention-3 on an H100). Others: the vendor's dense 16-bit rate with f32 accumulation at 80
+ * % for products, attention at 60 % of that, 90 % of the memory rate. */
 static const Profile PROFILES[] = {
     {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12},
     {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12},
@@ -46,27 +46,21 @@ enum { EDGE = 768, HEADS = 4, HEAD = 64, TRIES = 3, COPY = 1 << 24 };
 typedef struct {
     const Backend *k;
     Stream *stream;
-    real *a, *b, *c, *lse;  /* [EDGE, EDGE] each; lse [HEADS, EDGE] */
+    real *a, *b, *c, *lse; /* [EDGE, EDGE] each; lse [HEADS, EDGE] */
     Gemm gemm;
     Attention attention;
 } Trial;
 
-static void run_product(Trial *t) {
-    t->k->gemm(t->stream, &t->gemm, t->a, t->b, NULL, t->c);
-}
+static void run_product(Trial *t) { t->k->gemm(t->stream, &t->gemm, t->a, t->b, NULL, t->c); }
 
-static void run_forward(Trial *t) {
-    t->k->attention(t->stream, &t->attention, t->c, t->lse);
-}
+static void run_forward(Trial *t) { t->k->attention(t->stream, &t->attention, t->c, t->lse); }
 
 static void run_backward(Trial *t) {
     int64_t n = EDGE * HEADS * HEAD;
     t->k->attention_grad(t->stream, &t->attention, t->c, t->lse, t->b, t->c + n, t->c, t->b);
 }
 
-static void run_copy(Trial *t) {
-    t->k->axpy(t->stream, DT_REAL, COPY, 1, t->a, 0, t->b);
-}
+static void run_copy(Trial *t) { t->k->axpy(t->stream, DT_REAL, COPY, 1, t->a, 0, t->b); }
 
 /* Seconds of the fastest of a few runs. */
 static double fastest(Trial *t, void (*run)(Trial *)) {
@@ -90,11 +84,27 @@ static Trial trial_open(const int64_t *cu_rows) {
     t.lse = t.k->alloc((size_t)HEADS * EDGE * sizeof(real));
     if (!t.a || !t.b || !t.c || !t.lse) die("out of memory while measuring this machine");
     for (int64_t i = 0; i < COPY; i++) t.a[i] = t.b[i] = (real)(i % 7) / 8;
-    t.gemm = (Gemm){.type = DT_REAL, .type_c = DT_REAL, .m = EDGE, .n = EDGE, .k = EDGE, .batch = 1,
-                    .b_transposed = true, .lda = EDGE, .ldb = EDGE, .ldc = EDGE, .alpha = 1};
-    t.attention = (Attention){.t = DT_REAL, .rows = EDGE, .heads = HEADS, .head_size = HEAD,
-                              .scale = (real)0.125, .segments = 1, .cu_rows = cu_rows,
-                              .q = t.a, .k = t.a, .v = t.a};
+    t.gemm = (Gemm){.type = DT_REAL,
+                    .type_c = DT_REAL,
+                    .m = EDGE,
+                    .n = EDGE,
+                    .k = EDGE,
+                    .batch = 1,
+                    .b_transposed = true,
+                    .lda = EDGE,
+                    .ldb = EDGE,
+                    .ldc = EDGE,
+                    .alpha = 1};
+    t.attention = (Attention){.t = DT_REAL,
+                              .rows = EDGE,
+                              .heads = HEADS,
+                              .head_size = HEAD,
+                              .scale = (real)0.125,
+                              .segments = 1,
+                              .cu_rows = cu_rows,
+                              .q = t.a,
+                              .k = t.a,
+                              .v = t.a};
     return t;
 }
 

@@ -7,11 +7,11 @@
 typedef struct {
     const char *name;
     bool cuda;
-    int64_t memory_bytes;      /* of the device; 0: ask the machine */
-    int64_t context_bytes;     /* driver context and library workspaces, outside every arena */
-    double matmul_flops;       /* per second, in the type that steps compute in */
+    int64_t memory_bytes;  /* of the device; 0: ask the machine */
+    int64_t context_bytes; /* driver context and library workspaces, outside every arena */
+    double matmul_flops;   /* per second, in the type that steps compute in */
     double attention_forward_flops, attention_backward_flops;
-    double memory_rate;        /* bytes per second, reads and writes together */
+    double memory_rate; /* bytes per second, reads and writes together */
 } Profile;
 
 /* The program itself, its libraries' code and threads' stacks, on a CPU: stated, not planned. */

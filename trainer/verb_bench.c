@@ -1,4 +1,5 @@
-/* `cogsmith bench`: a training step of a model, timed whole and step of the plan by step of the plan.
+/* `cogsmith bench`: a training step of a model, timed whole and step of the plan by step of the
+ * plan.
  *
  * Ops are timed where they work, inside a real step: rows of the same op, phase and size are added
  * up. share is the part of the measured limit that a row reaches: of the rate of a large square
@@ -18,7 +19,7 @@ typedef struct {
     char name[96];
     double *seconds; /* [repeat] */
     Cost cost;
-    bool whole;      /* a training step: has rows and peak_bytes too */
+    bool whole; /* a training step: has rows and peak_bytes too */
 } Row;
 
 typedef struct {
@@ -95,10 +96,15 @@ static void run_bench(Bench *b, const NativePack *native) {
     float *latents = draw(n, 0), *target = draw(n, 1), *text = draw(tensor_count(io->text), 2);
     int64_t *timesteps = xcalloc((size_t)samples, sizeof *timesteps);
     double *seconds = xcalloc((size_t)run->plan->n_steps, sizeof *seconds);
-    Micro micro = {.noisy = latents, .image = latents, .text = text, .target = target,
-                   .timesteps = timesteps, .micros = 1};
+    Micro micro = {.noisy = latents,
+                   .image = latents,
+                   .text = text,
+                   .target = target,
+                   .timesteps = timesteps,
+                   .micros = 1};
     bool ops = b->config->bench.what != BENCH_STEP, whole = b->config->bench.what != BENCH_OPS;
-    if (whole) row_of(b, b->model->training == TRAIN_FULL ? "step full" : "step lora")->whole = true;
+    if (whole)
+        row_of(b, b->model->training == TRAIN_FULL ? "step full" : "step lora")->whole = true;
     train_once(b, &micro, 1);
     for (int i = 0; whole && i < b->repeat; i++)
         b->rows[0].seconds[i] = train_once(b, &micro, i + 2);
@@ -132,7 +138,8 @@ static void print_table(const Bench *b, int64_t rows, int64_t peak) {
     printf("limit: %.4g GFLOP/s (products), %.4g GB/s (copy); %lld rows, %.3f GiB at the peak, "
            "recompute %s\n",
            b->limit.matmul_flops / 1e9, b->limit.memory_rate / 1e9, (long long)rows,
-           (double)peak / (1 << 30), b->learner->recompute == MEMORY_RECOMPUTE_NONE ? "none" : "on");
+           (double)peak / (1 << 30),
+           b->learner->recompute == MEMORY_RECOMPUTE_NONE ? "none" : "on");
     printf("%-52s %10s %10s %10s %8s %6s\n", "name", "min ms", "median ms", "GFLOP/s", "GB/s",
            "share");
     for (int i = 0; i < b->n_rows; i++) {
@@ -147,10 +154,10 @@ static void print_json(const Bench *b, int64_t rows, int64_t peak) {
     json_t *list = json_array();
     for (int i = 0; i < b->n_rows; i++) {
         const Row *r = &b->rows[i];
-        json_t *j = json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "name", r->name, "min_ms",
-                              1e3 * r->seconds[0], "median_ms", 1e3 * r->seconds[b->repeat / 2],
-                              "flops", r->cost.flops, "bytes", r->cost.bytes, "share",
-                              share_of(b, r));
+        json_t *j =
+            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "name", r->name, "min_ms",
+                      1e3 * r->seconds[0], "median_ms", 1e3 * r->seconds[b->repeat / 2], "flops",
+                      r->cost.flops, "bytes", r->cost.bytes, "share", share_of(b, r));
         CHECK(j, "bench: JSON of %s", r->name);
         if (r->whole) json_object_set_new(j, "rows", json_integer(rows));
         if (r->whole) json_object_set_new(j, "peak_bytes", json_integer(peak));
@@ -171,16 +178,18 @@ int verb_bench(const Call *call) {
     Bench b = {.config = c, .limit = profile_measure(), .repeat = (int)c->bench.repeat};
     b.model = model_open(c, model_training(c), MODEL_RANDOM, false);
     NativePack native = native_pack(c, &b.model->dit->config);
-    b.learner = learner_plan(b.model, c, &native.pack, 1, true,
-                             available_bytes(c->memory.budget, NULL));
+    b.learner =
+        learner_plan(b.model, c, &native.pack, 1, true, available_bytes(c->memory.budget, NULL));
     learner_bind(b.learner, false);
     run_bench(&b, &native);
     for (int i = 0; i < b.n_rows; i++)
         qsort(b.rows[i].seconds, (size_t)b.repeat, sizeof(double), by_value);
     int64_t rows = b.learner->shaped[0].io.tables.rows.cu[native.pack.samples];
     int64_t peak = learner_bytes(b.learner).total + CPU_CONTEXT_BYTES;
-    if (call->json) print_json(&b, rows, peak);
-    else print_table(&b, rows, peak);
+    if (call->json)
+        print_json(&b, rows, peak);
+    else
+        print_table(&b, rows, peak);
     for (int i = 0; i < b.n_rows; i++) free(b.rows[i].seconds);
     free(b.rows);
     learner_close(b.learner);

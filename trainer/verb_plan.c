@@ -40,8 +40,10 @@ static void count_resident(Report *r) {
         if (b->trained) {
             r->masters += bytes;
             r->moments += 3 * b->count * (int64_t)sizeof(real);
-        } else if (b->home == HOME_DEVICE) r->base += bytes;
-        else r->mapped += bytes;
+        } else if (b->home == HOME_DEVICE)
+            r->base += bytes;
+        else
+            r->mapped += bytes;
     }
 }
 
@@ -59,10 +61,10 @@ static void predict(Report *r) {
     double micros = (double)r->config->train.accumulate;
     Cost c = plan_cost(plan, -1);
     double trained = (double)params_total(r->model->params, true);
-    double update = 7 * sizeof(real) * trained; /* gradient, master and moments read, three written */
+    double update =
+        7 * sizeof(real) * trained; /* gradient, master and moments read, three written */
     r->step = (Cost){micros * c.flops, micros * c.bytes + update};
-    r->step_seconds =
-        micros * profile_seconds(&r->profile, plan) + update / r->profile.memory_rate;
+    r->step_seconds = micros * profile_seconds(&r->profile, plan) + update / r->profile.memory_rate;
 }
 
 static void print_bytes(const char *name, int64_t bytes, const char *note) {
@@ -74,10 +76,11 @@ static void print_table(const Report *r) {
     const PackTables *t = &r->learner->shaped[0].io.tables;
     const Plan *plan = r->learner->shaped[0].plan;
     int n = r->native.pack.samples;
-    printf("model     %s, %lld parameters, %s\n", dit_variant(c),
-           (long long)(params_total(r->model->params, false) -
-                       (r->model->training == TRAIN_LORA ? params_total(r->model->params, true) : 0)),
-           dtype_name(r->model->stored));
+    printf(
+        "model     %s, %lld parameters, %s\n", dit_variant(c),
+        (long long)(params_total(r->model->params, false) -
+                    (r->model->training == TRAIN_LORA ? params_total(r->model->params, true) : 0)),
+        dtype_name(r->model->stored));
     printf("trains    %lld parameters (%s)\n", (long long)params_total(r->model->params, true),
            r->model->training == TRAIN_FULL ? "full" : "lora");
     printf("pack      %d x %lld frames of %lld x %lld pixels: %lld rows (%lld text, %lld video)\n",
@@ -107,10 +110,9 @@ static void print_table(const Report *r) {
 
 static void print_json(const Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
-    json_t *choices = json_pack("{s:s, s:s, s:s, s:s}", "recompute",
-                                recompute_name(r->learner->recompute), "base_home", base_home(r),
-                                "compute", dtype_name(r->model->compute), "device",
-                                r->profile.name);
+    json_t *choices = json_pack(
+        "{s:s, s:s, s:s, s:s}", "recompute", recompute_name(r->learner->recompute), "base_home",
+        base_home(r), "compute", dtype_name(r->model->compute), "device", r->profile.name);
     json_t *j = json_pack(
         "{s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o}",
         "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes", (json_int_t)0,
@@ -118,8 +120,8 @@ static void print_json(const Report *r) {
         "arena_bytes", (json_int_t)r->bytes.arena, "workspace_bytes",
         (json_int_t)r->bytes.workspace, "constant_bytes", (json_int_t)r->bytes.constants,
         "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
-        "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped,
-        "context_bytes", (json_int_t)r->profile.context_bytes, "rows",
+        "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
+        (json_int_t)r->profile.context_bytes, "rows",
         (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples], "steps",
         plan->n_steps, "choices", choices);
     CHECK(j, "plan: JSON");
@@ -144,8 +146,10 @@ int verb_plan(const Call *call) {
     r.peak_bytes = r.bytes.total + r.profile.context_bytes;
     count_resident(&r);
     predict(&r);
-    if (call->json) print_json(&r);
-    else print_table(&r);
+    if (call->json)
+        print_json(&r);
+    else
+        print_table(&r);
     learner_close(learner);
     model_close(model);
     native_pack_free(&r.native);

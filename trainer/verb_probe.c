@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- inputs ----------------------------------------------------------------------------------- */
+/* ---- inputs -----------------------------------------------------------------------------------
+ */
 
 /* One tensor of the input file as f32. */
 typedef struct {
@@ -25,7 +26,7 @@ typedef struct {
     int64_t batch, f, ch, h, w; /* B and latent sizes */
     int64_t text_rows, text_dim;
     Array latents, noise, noisy, text, image;
-    int64_t *timesteps;         /* [K,B] */
+    int64_t *timesteps; /* [K,B] */
 } Inputs;
 
 static int64_t items(const SafetensorsTensor *t) {
@@ -105,8 +106,8 @@ static void read_timesteps(Inputs *in, const Safetensors *file) {
     in->timesteps = aligned(t);
     for (int64_t i = 0; i < n; i++)
         if (in->timesteps[i] < 0 || in->timesteps[i] >= TRAIN_TIMESTEPS)
-            die("%s: timesteps: expected 0 to %d, found %lld", in->path, TRAIN_TIMESTEPS - 1,
-                (long long)in->timesteps[i]);
+            die("%s: timesteps: expected whole numbers from 0 to %d, found %lld", in->path,
+                TRAIN_TIMESTEPS - 1, (long long)in->timesteps[i]);
 }
 
 static Inputs inputs_read(const char *path) {
@@ -141,20 +142,23 @@ static void inputs_free(Inputs *in) {
 static void check_inputs(const Inputs *in, const DitConfig *c) {
     Error e;
     if (in->ch != c->out_channels)
-        die("%s: latents: expected %lld channels, found %lld", in->path,
+        die("%s: latents: expected %lld channels, found %lld: they are of another VAE", in->path,
             (long long)c->out_channels, (long long)in->ch);
     if (in->text_dim != c->text_dim)
-        die("%s: text: expected embeddings of %lld values, found %lld", in->path,
-            (long long)c->text_dim, (long long)in->text_dim);
+        die("%s: text: expected embeddings of %lld values, found %lld: they are of another text "
+            "encoder",
+            in->path, (long long)c->text_dim, (long long)in->text_dim);
     if ((c->in_channels != c->out_channels) != (in->image.values != NULL))
         die("%s: image_latents: %s", in->path,
-            in->image.values ? "this is a text-to-video model, which takes none"
-                             : "missing; this is an image-to-video model");
+            in->image.values ? "expected none: this is a text-to-video model; remove them"
+                             : "missing; expected the shape of latents: this is an image-to-video "
+                               "model");
     if (!dit_check_sample(c, in->f, in->h, in->w, in->text_rows, &e))
         die("%s: %s", in->path, e.text);
 }
 
-/* ---- outputs ---------------------------------------------------------------------------------- */
+/* ---- outputs ----------------------------------------------------------------------------------
+ */
 
 typedef struct {
     SafetensorsItem *items;
@@ -199,14 +203,15 @@ static void outputs_write(Outputs *out, const char *path) {
     free(out->items);
 }
 
-/* ---- the computation -------------------------------------------------------------------------- */
+/* ---- the computation --------------------------------------------------------------------------
+ */
 
 typedef struct {
     const Config *config;
     Model *model;
     Learner *learner;
     const Inputs *in;
-    int64_t count;       /* latent elements of one step */
+    int64_t count;         /* latent elements of one step */
     float *noisy, *target; /* [count] */
 } Probe;
 
@@ -254,7 +259,8 @@ static void probe_replay(Probe *p, Outputs *out) {
     Model *m = p->model;
     const TrainConfig *train = &p->config->train;
     int64_t steps = p->in->steps;
-    float *loss = xcalloc((size_t)steps, sizeof *loss), *norm = xcalloc((size_t)steps, sizeof *norm);
+    float *loss = xcalloc((size_t)steps, sizeof *loss),
+          *norm = xcalloc((size_t)steps, sizeof *norm);
     for (int64_t k = 0; k < steps; k++) {
         loss[k] = (float)run_step(p, k);
         double exact = optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
@@ -311,8 +317,10 @@ int verb_probe(const Call *call) {
     p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
     p.target = xcalloc((size_t)p.count, sizeof *p.target);
     Outputs out = {0};
-    if (in.replay) probe_replay(&p, &out);
-    else probe_once(&p, &out);
+    if (in.replay)
+        probe_replay(&p, &out);
+    else
+        probe_once(&p, &out);
     outputs_write(&out, c->probe.out);
     printf("%s\n", c->probe.out);
     learner_close(p.learner);

@@ -20,14 +20,17 @@ typedef struct {
     int next;                  /* of the inputs, while a graph is recorded again over them */
     int only;                  /* the input that gets a gradient; -1: all that may */
     uint32_t seed;             /* of the numbers */
+    RunArgs args;
 } Scene;
 
-static inline Scene scene_open(uint32_t seed) {
+/* params may be NULL. */
+static inline Scene scene_open(uint32_t seed, ParamSet *params) {
     return (Scene){.memory = {.k = &BACKEND_CPU},
                    .stream = BACKEND_CPU.stream_open(),
-                   .graph = graph_open(DT_REAL, NULL),
+                   .graph = graph_open(DT_REAL, params),
                    .only = -1,
-                   .seed = seed};
+                   .seed = seed,
+                   .args = {.seed = 5, .step = 3, .loss_grad = (real)0.75}};
 }
 
 static inline void scene_close(Scene *s) {
@@ -67,12 +70,10 @@ static inline void scene_place(Scene *s) {
     memory_seal(&s->memory, true);
 }
 
-static const RunArgs SCENE_ARGS = {.seed = 5, .step = 3, .loss_grad = (real)0.75};
-
 /* Gives every input its numbers and runs the plan. */
 static inline void scene_run(Scene *s) {
     for (int i = 0; i < s->n_inputs; i++) run_input(s->run, s->input[i], s->value[i]);
-    run_plan(s->run, &SCENE_ARGS);
+    run_plan(s->run, &s->args);
 }
 
 /* The numbers of an output, in memory of the caller. */

@@ -30,7 +30,8 @@ static void compare_with_file(const char *text, const char *path) {
     for (int line = 1; *text || *want; line++) {
         size_t a = strcspn(text, "\n"), b = strcspn(want, "\n");
         if (a != b || strncmp(text, want, a))
-            fail_msg("%s:%d: expected\n  %.*s\nfound\n  %.*s", path, line, (int)b, want, (int)a, text);
+            fail_msg("%s:%d: expected\n  %.*s\nfound\n  %.*s", path, line, (int)b, want, (int)a,
+                     text);
         text += a + (text[a] == '\n');
         want += b + (want[b] == '\n');
     }
@@ -45,11 +46,13 @@ static void describe(FILE *out, const char *variant, const char *method, const c
     Learner *l = learner_plan(m, c, &native.pack, 1, true, INT64_MAX);
     const Plan *p = l->shaped[0].plan;
     Cost cost = plan_cost(p, -1);
-    fprintf(out, "%-10s %-4s %-9s parameters %lld trained %lld steps %d arena %lld alive %lld "
-            "resident %lld tflop %.3f gb %.3f\n", variant, method, policy,
-            (long long)params_total(m->params, false), (long long)params_total(m->params, true),
-            p->n_steps, (long long)p->arena_bytes, (long long)p->live_bytes,
-            (long long)learner_bytes(l).resident, cost.flops / 1e12, cost.bytes / 1e9);
+    fprintf(out,
+            "%-10s %-4s %-9s parameters %lld trained %lld steps %d arena %lld alive %lld "
+            "resident %lld tflop %.3f gb %.3f\n",
+            variant, method, policy, (long long)params_total(m->params, false),
+            (long long)params_total(m->params, true), p->n_steps, (long long)p->arena_bytes,
+            (long long)p->live_bytes, (long long)learner_bytes(l).resident, cost.flops / 1e12,
+            cost.bytes / 1e9);
     learner_close(l);
     model_close(m);
     native_pack_free(&native);

@@ -1,0 +1,201 @@
+/* Owns the tables of `inspect`: a report as text for people. */
+#include "trainer/inspect.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { INDENT = 16, METADATA_CHARS = 100 };
+
+static const char *text(const json_t *report, const char *key) {
+    const char *s = json_string_value(json_object_get(report, key));
+    return s ? s : "unknown";
+}
+
+static long long whole(const json_t *report, const char *key) {
+    return (long long)json_integer_value(json_object_get(report, key));
+}
+
+static double number(const json_t *report, const char *key) {
+    return json_number_value(json_object_get(report, key));
+}
+
+/* "3.2 GiB" */
+static void print_bytes(double bytes) {
+    static const char *const UNITS[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+    size_t unit = 0;
+    for (; bytes >= 1024 && unit + 1 < COUNT(UNITS); unit++) bytes /= 1024;
+    printf(unit ? "%.1f %s" : "%.0f %s", bytes, UNITS[unit]);
+}
+
+/* A file's text, without what a terminal could obey. */
+static void print_safe(const char *s, size_t most) {
+    for (size_t i = 0; s[i] && i < most; i++) {
+        unsigned char c = (unsigned char)s[i];
+        bool c1 = c == 0xc2 && (unsigned char)s[i + 1] < 0xa0;
+        putchar(c < 0x20 || c == 0x7f || c1 ? '?' : c);
+    }
+    if (strlen(s) > most) printf("... (%zu bytes)", strlen(s));
+}
+
+/* "736 tensors, 1693783872 parameters, F16, 3.2 GiB in 2 files, no digest" */
+static void print_weights(const json_t *report) {
+    const json_t *shards = json_object_get(report, "shards");
+    if (!json_array_size(shards)) {
+        printf("no weights\n");
+        return;
+    }
+    printf("%lld tensors, %lld parameters, ", whole(report, "tensors"),
+           whole(report, "parameters"));
+    const char *dtype;
+    json_t *n;
+    json_t *dtypes = json_object_get(report, "dtypes");
+    json_object_foreach(dtypes, dtype, n) {
+        if (json_object_size(dtypes) > 1) printf("%lld of ", (long long)json_integer_value(n));
+        printf("%s, ", dtype);
+    }
+    print_bytes(number(report, "bytes"));
+    size_t files = json_array_size(shards), digests = 0, i;
+    json_t *shard;
+    json_array_foreach(shards, i, shard) digests += !strcmp(text(shard, "digest"), "verified");
+    printf(" in %zu %s, ", files, files == 1 ? "file" : "files");
+    if (!digests)
+        printf("no digest\n");
+    else if (digests == files)
+        printf("digest verified\n");
+    else
+        printf("%zu digests verified, %zu without\n", digests, files - digests);
+}
+
+static void print_transformer(const json_t *r, int indent) {
+    const json_t *s = json_object_get(r, "sizes");
+    const json_t *video = json_object_get(s, "native_video");
+    const json_t *latents = json_object_get(s, "native_latents");
+#define AT(list, i) (long long)json_integer_value(json_array_get(list, i))
+    printf("%s, %s, %s positions\n", text(r, "variant"), text(r, "task"), text(r, "positions"));
+    printf("%*s%lld layers, %lld heads of %lld: width %lld; channels %lld in, %lld out\n", indent,
+           "", whole(s, "layers"), whole(s, "heads"), whole(s, "head_size"), whole(s, "width"),
+           whole(s, "in_channels"), whole(s, "out_channels"));
+    printf("%*stime width %lld; text %lld x %lld; patch %lld x %lld", indent, "",
+           whole(s, "time_embed_dim"), whole(s, "max_text_seq_length"), whole(s, "text_embed_dim"),
+           whole(s, "patch_size"), whole(s, "patch_size"));
+    if (whole(s, "patch_size_t")) printf(" x %lld frames", whole(s, "patch_size_t"));
+    if (whole(s, "ofs_embed_dim")) printf("; ofs embedding %lld", whole(s, "ofs_embed_dim"));
+    printf(
+        "\n%*snative video %lld x %lld x %lld: latents %lld x %lld x %lld, %lld rows with text\n",
+        indent, "", AT(video, 0), AT(video, 1), AT(video, 2), AT(latents, 0), AT(latents, 1),
+        AT(latents, 2), whole(s, "native_rows"));
+#undef AT
+    printf("%*s", indent, "");
+    print_weights(r);
+}
+
+/* What follows the name or path of a component. */
+static void print_component(const json_t *r, int indent) {
+    const char *kind = text(r, "kind");
+    if (json_is_false(json_object_get(r, "present"))) {
+        printf("%s: not there\n", text(r, "class"));
+    } else if (!strcmp(kind, "transformer")) {
+        print_transformer(r, indent);
+    } else if (!strcmp(kind, "tokenizer")) {
+        printf("%s, ", text(r, "class"));
+        if (!json_is_integer(json_object_get(r, "vocabulary_bytes")))
+            printf("no spiece.model\n");
+        else
+            printf("spiece.model of %lld bytes\n", whole(r, "vocabulary_bytes"));
+    } else if (!strcmp(kind, "scheduler")) {
+        printf("%s", text(r, "class"));
+        if (json_object_get(r, "prediction"))
+            printf(", %s, betas %g to %g, SNR shift %g, %s terminal SNR", text(r, "prediction"),
+                   number(r, "beta_start"), number(r, "beta_end"), number(r, "snr_shift_scale"),
+                   json_is_true(json_object_get(r, "zero_terminal_snr")) ? "zero" : "nonzero");
+        printf("\n");
+    } else {
+        printf("%s: ", text(r, "class"));
+        print_weights(r);
+    }
+}
+
+static void print_model(const json_t *report) {
+    const json_t *list = json_object_get(report, "components");
+    const json_t *class = json_object_get(report, "class");
+    json_t *part;
+    size_t i;
+    printf("model folder, %s\n",
+           json_is_string(class) ? json_string_value(class) : "without model_index.json");
+    json_array_foreach(list, i, part) {
+        printf("  %-*s", INDENT - 2, text(part, "name"));
+        print_component(part, INDENT);
+    }
+}
+
+static void print_shared(const json_t *kind, const char *key, const char *format) {
+    const json_t *value = json_object_get(kind, key);
+    if (json_is_null(value))
+        printf("  %7s", "various");
+    else
+        printf(format, json_number_value(value));
+}
+
+static void print_adapter(const json_t *report) {
+    const json_t *kinds = json_object_get(report, "kinds");
+    const json_t *from = json_object_get(report, "alpha_from");
+    json_t *kind;
+    size_t i;
+    printf("adapter, names as in %s; alpha from %s\n  ", text(report, "names"),
+           json_is_string(from) ? json_string_value(from)
+                                : "nowhere: the rank is taken, as diffusers does");
+    print_weights(report);
+    printf("  %-32s  %6s  %7s  %7s  %7s  %-5s  %s\n", "module", "layers", "rank", "alpha", "scale",
+           "dtype", "norm of B A");
+    json_array_foreach(kinds, i, kind) {
+        const json_t *dtype = json_object_get(kind, "dtype");
+        printf("  %-32s  %6lld", text(kind, "kind"), whole(kind, "layers"));
+        print_shared(kind, "rank", "  %7.0f");
+        print_shared(kind, "alpha", "  %7g");
+        print_shared(kind, "scale", "  %7g");
+        printf("  %-5s", json_is_string(dtype) ? json_string_value(dtype) : "various");
+        printf("  %.4g", number(kind, "norm_least"));
+        if (whole(kind, "layers") > 1) printf(" to %.4g", number(kind, "norm_most"));
+        printf("\n");
+    }
+}
+
+static void print_tensors(const json_t *report) {
+    json_t *list = json_object_get(report, "tensor_list"), *t, *size, *value;
+    const char *key;
+    size_t i, k;
+    int width = 4;
+    json_array_foreach(list, i, t) width = MAX(width, (int)strlen(text(t, "name")));
+    print_weights(report);
+    json_object_foreach(json_object_get(report, "metadata"), key, value) {
+        printf("  metadata ");
+        print_safe(key, METADATA_CHARS);
+        printf(": ");
+        print_safe(json_string_value(value), METADATA_CHARS);
+        printf("\n");
+    }
+    json_array_foreach(list, i, t) {
+        printf("  %-*s  %-11s %12lld bytes  [", MIN(width, 80), text(t, "name"), text(t, "dtype"),
+               whole(t, "bytes"));
+        json_array_foreach(json_object_get(t, "shape"), k, size)
+            printf(k ? ", %lld" : "%lld", (long long)json_integer_value(size));
+        printf("]\n");
+    }
+}
+
+void inspect_print(const json_t *report) {
+    const char *kind = text(report, "kind");
+    print_safe(text(report, "path"), SIZE_MAX);
+    printf(": ");
+    if (!strcmp(kind, "model"))
+        print_model(report);
+    else if (!strcmp(kind, "adapter"))
+        print_adapter(report);
+    else if (!strcmp(kind, "tensors"))
+        print_tensors(report);
+    else {
+        printf("%s\n  ", kind);
+        print_component(report, 2);
+    }
+}
