@@ -6,17 +6,30 @@
 
 ParamSet *params_open(void) { return xcalloc(1, sizeof(ParamSet)); }
 
-static size_t bucket_bytes(const Bucket *b) { return (size_t)b->count * dtype_size(b->form); }
+int params_world(const ParamSet *p) { return p->comm ? p->comm->size : 1; }
+
+/* Which elements of each part rest on this rank, by home and ZeRO stage. */
+static void set_ranges(const ParamSet *p, Bucket *b) {
+    int world = params_world(p), rank = p->comm ? p->comm->rank : 0;
+    Range all = {0, b->count}, none = {0, 0};
+    b->shard = (Range){b->count / world * rank, b->count / world};
+    b->rests = b->home == HOME_FILE ? none : b->home == HOME_RANKS ? b->shard : all;
+    b->grads = !b->trained ? none : p->zero >= 2 ? b->shard : all;
+    b->moments = !b->trained ? none : p->zero >= 1 ? b->shard : all;
+}
+
+static size_t resident_bytes(const Bucket *b) {
+    return (size_t)b->rests.count * dtype_size(b->form);
+}
 
 void params_close(ParamSet *p, Memory *m) {
     if (!p) return;
     for (int i = 0; i < p->n_buckets; i++) {
         Bucket *b = &p->bucket[i];
-        size_t bytes = (size_t)b->count * sizeof(real);
-        memory_release(m, b->resident, bucket_bytes(b));
-        memory_release(m, b->grad, bytes);
-        memory_release(m, b->m, bytes);
-        memory_release(m, b->v, bytes);
+        memory_release(m, b->resident, resident_bytes(b));
+        memory_release(m, b->grad, (size_t)b->grads.count * sizeof(real));
+        memory_release(m, b->m, (size_t)b->moments.count * sizeof(real));
+        memory_release(m, b->v, (size_t)b->moments.count * sizeof(real));
         free(b->sources);
         free((char *)b->name);
     }
@@ -69,7 +82,18 @@ void params_layout(ParamSet *p, const char *const *block_names, int world) {
         if (!b->used) continue;
         b->name = xprintf(trained ? "%s.trained" : "%s", block_names[i / 2]);
         b->count = align_up(b->used, (int64_t)BUCKET_ALIGN * world);
+        set_ranges(p, b);
         p->n_buckets++;
+    }
+}
+
+void params_shard(ParamSet *p, Comm *comm, int zero) {
+    p->comm = comm;
+    p->zero = comm->size > 1 ? zero : 0;
+    for (int i = 0; i < p->n_buckets; i++) {
+        Bucket *b = &p->bucket[i];
+        if (b->trained && p->zero >= 3) b->home = HOME_RANKS;
+        set_ranges(p, b);
     }
 }
 
@@ -78,6 +102,7 @@ void params_rest(ParamSet *p, Home home, DType form) {
         if (p->bucket[i].trained) continue;
         p->bucket[i].home = home;
         p->bucket[i].form = form;
+        set_ranges(p, &p->bucket[i]);
     }
 }
 
@@ -92,11 +117,16 @@ void param_source(ParamSet *p, int param, const void *data, DType form) {
 void params_settle(ParamSet *p, Memory *m, Stream *s) {
     for (int i = 0; i < p->n_buckets; i++) {
         Bucket *b = &p->bucket[i];
-        if (b->home != HOME_DEVICE) continue;
+        if (b->home == HOME_FILE) continue;
+        int64_t first = b->rests.from, end = first + b->rests.count;
         for (int j = 0; j < b->n_sources; j++) {
             const Source *from = &b->sources[j];
-            char *to = (char *)b->resident + from->offset * (int64_t)dtype_size(b->form);
-            m->k->cast(s, from->form, b->form, from->count, from->data, to);
+            int64_t lo = MAX(from->offset, first), hi = MIN(from->offset + from->count, end);
+            if (lo >= hi) continue;
+            m->k->cast(s, from->form, b->form, hi - lo,
+                       (const char *)from->data +
+                           (lo - from->offset) * (int64_t)dtype_size(from->form),
+                       (char *)b->resident + (lo - first) * (int64_t)dtype_size(b->form));
         }
         b->n_sources = 0;
     }
@@ -105,25 +135,25 @@ void params_settle(ParamSet *p, Memory *m, Stream *s) {
 void params_allocate(ParamSet *p, Memory *m) {
     for (int i = 0; i < p->n_buckets; i++) {
         Bucket *b = &p->bucket[i];
-        if (b->home != HOME_DEVICE) continue;
-        b->resident = memory_alloc(m, bucket_bytes(b), b->name);
+        if (b->home == HOME_FILE) continue;
+        b->resident = memory_alloc(m, resident_bytes(b), b->name);
         if (!b->trained) continue;
-        size_t bytes = (size_t)b->count * sizeof(real);
-        b->grad = memory_alloc(m, bytes, b->name);
-        b->m = memory_alloc(m, bytes, b->name);
-        b->v = memory_alloc(m, bytes, b->name);
+        b->grad = memory_alloc(m, (size_t)b->grads.count * sizeof(real), b->name);
+        b->m = memory_alloc(m, (size_t)b->moments.count * sizeof(real), b->name);
+        b->v = memory_alloc(m, (size_t)b->moments.count * sizeof(real), b->name);
     }
 }
 
 real *param_master(const ParamSet *p, int param) {
     const Param *q = &p->param[param];
-    CHECK(q->trained, "%s has no master", q->name);
+    CHECK(q->trained && p->bucket[q->bucket].home == HOME_DEVICE, "%s has no whole master here",
+          q->name);
     return (real *)p->bucket[q->bucket].resident + q->offset;
 }
 
 real *param_grad(const ParamSet *p, int param) {
     const Param *q = &p->param[param];
-    CHECK(q->trained, "%s has no gradient", q->name);
+    CHECK(q->trained && p->zero < 2, "%s has no whole gradient here", q->name);
     return p->bucket[q->bucket].grad + q->offset;
 }
 
@@ -131,8 +161,8 @@ int64_t params_device_bytes(const ParamSet *p) {
     int64_t bytes = 0;
     for (int i = 0; i < p->n_buckets; i++) {
         const Bucket *b = &p->bucket[i];
-        if (b->home == HOME_DEVICE) bytes += (int64_t)bucket_bytes(b);
-        if (b->trained) bytes += 3 * b->count * (int64_t)sizeof(real);
+        bytes += (int64_t)resident_bytes(b);
+        bytes += (b->grads.count + 2 * b->moments.count) * (int64_t)sizeof(real);
     }
     return bytes;
 }

@@ -6,17 +6,21 @@
  *
  * A bucket's home is where it rests when no step uses it, its form the type in which it rests:
  *   HOME_DEVICE  `resident`, flat, in `form`. Where form is what steps compute in, nothing moves.
- *   HOME_FILE    `sources`: runs of mapped, read-only memory, each in its own form.
- * Trained buckets rest as f32 masters, with gradient and moments beside them.
+ *   HOME_RANKS   the same, cut into equal shards, one a rank: [shard_from, shard_from +
+ * shard_count). HOME_FILE    `sources`: runs of mapped, read-only memory, each in its own form.
+ * Trained buckets rest as f32 masters, with gradient and moments beside them. Over several ranks
+ * (ZeRO, Rajbhandari et al. 2020) stage 1 shards the moments, 2 the gradients too, 3 the masters
+ * too.
  */
 #pragma once
 
 #include "autograd/memory.h"
 #include "autograd/tensor.h"
+#include "kernels/comm.h"
 
 enum { PARAM_ALIGN = 64, BUCKET_ALIGN = 1024 };
 
-typedef enum { HOME_DEVICE, HOME_FILE } Home;
+typedef enum { HOME_DEVICE, HOME_RANKS, HOME_FILE } Home;
 
 typedef struct {
     const char *name;
@@ -34,6 +38,11 @@ typedef struct {
     int64_t offset, count;
 } Source;
 
+/* Elements [from, from + count) of a bucket. */
+typedef struct {
+    int64_t from, count;
+} Range;
+
 typedef struct {
     const char *name; /* "block.3", "block.3.trained" */
     int block;
@@ -43,10 +52,13 @@ typedef struct {
     int64_t matrices; /* elements up to the end of the last matrix */
     Home home;
     DType form;
-    void *resident;  /* HOME_DEVICE: [count] of form */
-    Source *sources; /* HOME_FILE */
+    Range shard;     /* this rank's part of the elements; all of them on one rank */
+    Range rests;     /* which elements `resident` holds: all, the shard, or none (HOME_FILE) */
+    void *resident;  /* [rests.count] of form */
+    Source *sources; /* HOME_FILE, and while frozen buckets are filled */
     int n_sources;
-    real *grad, *m, *v; /* trained: [count] accumulated gradient and Adam's moments */
+    Range grads, moments; /* trained: which elements `grad`, and `m` and `v`, hold */
+    real *grad, *m, *v;   /* the accumulated gradient and Adam's moments */
 } Bucket;
 
 typedef struct ParamSet {
@@ -54,6 +66,8 @@ typedef struct ParamSet {
     int n_params;
     Bucket *bucket;
     int n_buckets;
+    Comm *comm; /* the data-parallel group; NULL: one rank */
+    int zero;   /* ZeRO stage */
     /* Called with mapped memory that a GATHER has just read; NULL: nobody wants to know. */
     void (*release)(void *context, const void *data, size_t bytes);
     void *release_context;
@@ -69,18 +83,39 @@ int params_find(const ParamSet *p, const char *name);
 void params_layout(ParamSet *p, const char *const *block_names, int world);
 
 int64_t param_count(const Param *p);
+/* Spreads trained buckets over the ranks of `comm` as the ZeRO stage says; after params_layout with
+ * comm->size, before any graph is made. */
+void params_shard(ParamSet *p, Comm *comm, int zero);
+int params_world(const ParamSet *p);
 /* Where frozen buckets rest, and in which form; before any graph is made. */
 void params_rest(ParamSet *p, Home home, DType form);
 /* Says where in mapped memory a frozen parameter lies, and in which form. */
 void param_source(ParamSet *p, int param, const void *data, DType form);
-/* Copies the sources of frozen buckets whose home is the device to where these now rest. */
+/* Copies the sources of frozen buckets that rest on the device, whole or sharded, to there. */
 void params_settle(ParamSet *p, Memory *m, Stream *s);
 /* Memory of the trained buckets (masters, gradients, moments; zeroed) and of frozen ones whose home
  * is the device. */
 void params_allocate(ParamSet *p, Memory *m);
-/* The f32 master of a trained parameter, on the device. */
+/* The whole f32 master or gradient of a trained parameter, on the device; CHECKs that it rests here
+ * whole. */
 real *param_master(const ParamSet *p, int param);
 real *param_grad(const ParamSet *p, int param);
+/* Gives a parameter that rests in f32 its values; keeps those that rest on this rank. `values` [count]
+ * are host memory. */
+void param_write(ParamSet *p, int param, const real *values, Memory *m, Stream *s);
+
+typedef enum { PART_MASTER, PART_GRAD, PART_M, PART_V } Part;
+/* One part of a trained bucket, whole, to host memory [count]; every rank must call it. */
+void bucket_read(const ParamSet *p, int bucket, Part part, real *host, Memory *m, Stream *s);
+/* Brings a bucket from its home and form to `copy` [count] of type `type`; workspace is of the
+ * bytes that bucket_gather_workspace says. */
+void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *workspace,
+                   Memory *m, Stream *s);
+size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type);
+/* Takes one micro-step's gradient [count] to the accumulated one: summed over ranks in their order,
+ * then assigned (micro-step 0) or added. What lies in `grad` between parameters does not count. */
+void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory *m, Stream *s);
+
 /* Bytes that rest on the device: masters, gradients, moments, and frozen buckets that live there.
  */
 int64_t params_device_bytes(const ParamSet *p);

@@ -68,7 +68,7 @@ void plan_recompute(Plan *p, const Recompute *policy, int n_segments);
 
 /* GATHER for each bucket that does not rest where and as steps compute, before its first use in the
  * forward half and again in the backward half (unless nothing was gathered in between); REDUCE
- * after a bucket's last gradient where gradients accumulate over micro-steps. */
+ * after a bucket's last gradient where gradients accumulate over micro-steps or ranks. */
 void plan_homes(Plan *p, int accumulate);
 
 /* Fixes every address. `c` supplies backend and stream, which know the workspaces; without a

@@ -90,6 +90,7 @@ void plan_homes(Plan *p, int accumulate) {
     p->accumulate = accumulate;
     Graph *g = p->graph;
     if (!g->params) return;
+    bool reduces = accumulate > 1 || params_world(g->params) > 1;
     int n_buckets = g->params->n_buckets, n = 0;
     Scan scan = scan_steps(p, n_buckets);
     Insert *in = xcalloc((size_t)n_buckets * 3, sizeof *in);
@@ -103,8 +104,8 @@ void plan_homes(Plan *p, int accumulate) {
                 in[n++] = (Insert){u->backward_first, b, gather};
         }
         if (!g->bucket_grad[b]) continue;
-        g->bucket_grad[b]->resident = accumulate == 1;
-        if (accumulate > 1)
+        g->bucket_grad[b]->resident = !reduces;
+        if (reduces)
             in[n++] = (Insert){scan.grad[b].backward_last + 1, n_buckets + b, reduce};
     }
     merge(p, in, n);

@@ -185,6 +185,13 @@ static void order_ends(Plan *p) {
     free(at);
 }
 
+static size_t step_workspace(const Plan *p, const Step *s, const Ctx *c) {
+    if (s->phase == GATHER)
+        return bucket_gather_workspace(p->graph->params, s->bucket, p->graph->dtype);
+    return c->k && s->node && s->node->op->workspace ? s->node->op->workspace(s->node, s->phase, c)
+                                                     : 0;
+}
+
 void plan_place(Plan *p, const Ctx *c) {
     const Graph *g = p->graph;
     Walk w = {.plan = p, .current = xcalloc((size_t)g->n_tensors, sizeof *w.current)};
@@ -195,8 +202,7 @@ void plan_place(Plan *p, const Ctx *c) {
     for (w.step = 0; w.step < p->n_steps; w.step++) {
         const Step *s = &p->steps[w.step];
         step_touch(p, s, live, &w);
-        if (!c->k || !s->node || !s->node->op->workspace) continue;
-        int64_t bytes = (int64_t)s->node->op->workspace(s->node, s->phase, c);
+        int64_t bytes = (int64_t)step_workspace(p, s, c);
         p->workspace_bytes = MAX(p->workspace_bytes, align_up(bytes, LIFE_ALIGN));
     }
     for (int i = 0; i < p->n_lives; i++)

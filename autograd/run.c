@@ -85,34 +85,10 @@ static void end_lives(Run *r, int i, int *next) {
 }
 
 static void gather(Run *r, int b) {
-    const Graph *g = r->plan->graph;
-    const Bucket *bucket = &g->params->bucket[b];
-    const Tensor *copy = g->bucket[b];
-    const Backend *k = r->memory->k;
-    if (bucket->home == HOME_DEVICE)
-        k->cast(r->stream, bucket->form, copy->dtype, bucket->count, bucket->resident, copy->data);
-    for (int i = 0; i < bucket->n_sources; i++) {
-        const Source *s = &bucket->sources[i];
-        char *to = (char *)copy->data + s->offset * (int64_t)dtype_size(copy->dtype);
-        k->cast(r->stream, s->form, copy->dtype, s->count, s->data, to);
-        if (!g->params->release) continue;
-        k->stream_sync(r->stream);
-        g->params->release(g->params->release_context, s->data,
-                           (size_t)s->count * dtype_size(s->form));
-    }
-}
-
-/* Adds the parameters' ranges only: gaps between them were never written. */
-static void reduce(Run *r, int b, int micro) {
-    const Graph *g = r->plan->graph;
-    const Bucket *bucket = &g->params->bucket[b];
-    const real *grad = g->bucket_grad[b]->data;
-    for (int i = 0; i < g->params->n_params; i++) {
-        const Param *q = &g->params->param[i];
-        if (q->bucket != b) continue;
-        r->memory->k->axpy(r->stream, DT_REAL, param_count(q), 1, grad + q->offset, micro ? 1 : 0,
-                           bucket->grad + q->offset);
-    }
+    const Plan *p = r->plan;
+    Tensor *copy = p->graph->bucket[b];
+    bucket_gather(p->graph->params, b, copy->dtype, copy->data, r->arena + p->arena_bytes,
+                  r->memory, r->stream);
 }
 
 void run_plan(Run *r, const RunArgs *args) {
@@ -139,7 +115,8 @@ void run_plan(Run *r, const RunArgs *args) {
             gather(r, s->bucket);
             break;
         case REDUCE:
-            reduce(r, s->bucket, args->micro);
+            bucket_reduce(p->graph->params, s->bucket, p->graph->bucket_grad[s->bucket]->data,
+                          args->micro, r->memory, r->stream);
             break;
         }
         end_lives(r, i, &ended);

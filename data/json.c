@@ -190,3 +190,12 @@ bool json_each_string(const Json *j, JsonEach *each, void *context, Error *e) {
     }
     return true;
 }
+
+bool json_each_key(const Json *j, JsonEachKey *each, void *context, Error *e) {
+    const char *key;
+    json_t *v;
+    json_object_foreach(j->root, key, v) {
+        if (!each(context, j, key, e)) return false;
+    }
+    return true;
+}

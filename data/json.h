@@ -57,3 +57,7 @@ bool json_get_object(const Json *j, const char *key, Json *out, Error *e);
  * errors. */
 typedef bool JsonEach(void *context, const char *key, const char *value, Error *e);
 bool json_each_string(const Json *j, JsonEach *each, void *context, Error *e);
+
+/* The same over any object: the callback takes the value with the getters. */
+typedef bool JsonEachKey(void *context, const Json *j, const char *key, Error *e);
+bool json_each_key(const Json *j, JsonEachKey *each, void *context, Error *e);

@@ -269,12 +269,20 @@ bool adapter_values(const Adapter *a, const SafetensorsTensor *t, real *to, Erro
     return true;
 }
 
-bool adapter_load(const Adapter *a, const Dit *d, Error *e) {
+static bool load(const Adapter *a, const SafetensorsTensor *t, const Dit *d, int param, Memory *m,
+                 Stream *s, Error *e) {
+    real *values = xcalloc((size_t)items(t), sizeof *values);
+    bool ok = adapter_values(a, t, values, e);
+    if (ok) param_write(d->params, param, values, m, s);
+    free(values);
+    return ok;
+}
+
+bool adapter_load(const Adapter *a, const Dit *d, Memory *m, Stream *s, Error *e) {
     for (int i = 0; i < a->n_entries; i++) {
         const Entry *n = &a->entries[i];
         const Linear *l = find_linear(d, n->module);
-        if (!adapter_values(a, n->a, param_master(d->params, l->lora_a), e) ||
-            !adapter_values(a, n->b, param_master(d->params, l->lora_b), e))
+        if (!load(a, n->a, d, l->lora_a, m, s, e) || !load(a, n->b, d, l->lora_b, m, s, e))
             return false;
     }
     return true;

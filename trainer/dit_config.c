@@ -72,7 +72,7 @@ static bool check_keys(const Json *j, Error *e) {
             e, EXIT_USER,
             "%.300s: \"%.80s\": no such key of a CogVideoX transformer%s%s%s. Mend the "
             "name, or remove the key if it changes nothing.",
-            j->path, key, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+            j->path, key, near ? "; the nearest is \"" : "", near ? near : "", near ? "\"" : "");
     }
     return true;
 }

@@ -91,6 +91,8 @@ LearnerBytes learner_bytes(const Learner *l) {
     return b;
 }
 
+static size_t losses_bytes(const Learner *l) { return (size_t)l->model->comm->size * sizeof(real); }
+
 void learner_bind(Learner *l, bool poison) {
     Memory *m = &l->model->memory;
     l->arena = memory_alloc(m, l->arena_bytes, "arena");
@@ -99,6 +101,7 @@ void learner_bind(Learner *l, bool poison) {
         l->shaped[i].run->poison = poison;
     }
     if (l->model->training != TRAIN_NOTHING) l->optim = optim_open(l->model->params, m);
+    l->losses = memory_alloc(m, losses_bytes(l), "losses");
     memory_seal(m, true);
 }
 
@@ -108,6 +111,7 @@ void learner_close(Learner *l) {
     memory_seal(m, false);
     drop_shapes(l);
     if (l->optim.partial) optim_close(&l->optim, m);
+    memory_release(m, l->losses, losses_bytes(l));
     memory_release(m, l->arena, l->arena_bytes);
     free(l->shaped);
     free(l->policy);
@@ -151,6 +155,21 @@ static void give_ordinals(Run *r, Tensor *t, const uint32_t *ordinals) {
     free(values);
 }
 
+/* The mean of the ranks' losses, in rank order. */
+static double mean_loss(Learner *l, const Shaped *s) {
+    Comm *comm = l->model->comm;
+    const Backend *k = l->model->memory.k;
+    Stream *stream = l->model->stream;
+    comm->all_gather(comm, stream, DT_REAL, 1, tensor_data(s->io.loss), l->losses);
+    real *host = xcalloc((size_t)comm->size, sizeof *host);
+    k->download(stream, host, l->losses, (size_t)comm->size * sizeof *host);
+    k->stream_sync(stream);
+    double sum = 0;
+    for (int i = 0; i < comm->size; i++) sum += host[i];
+    free(host);
+    return sum / comm->size;
+}
+
 double learner_micro(Learner *l, const Micro *micro) {
     Shaped *s = &l->shaped[micro->shape];
     const DitConfig *c = &l->model->dit->config;
@@ -164,10 +183,8 @@ double learner_micro(Learner *l, const Micro *micro) {
     run_plan(s->run, &(RunArgs){.seed = micro->seed,
                                 .step = micro->step,
                                 .micro = micro->micro,
-                                .loss_grad = (real)(1.0 / micro->micros)});
-    real loss = 0;
-    if (s->io.loss) run_output(s->run, s->io.loss, &loss);
-    return loss;
+                                .loss_grad = (real)(1.0 / (micro->micros * l->model->comm->size))});
+    return s->io.loss ? mean_loss(l, s) : 0;
 }
 
 static void take(const Learner *l, int shape, const Tensor *t, float *out) {

@@ -22,6 +22,7 @@ typedef struct {
     char *arena;
     size_t arena_bytes; /* of the largest plan, workspace included */
     Optim optim;
+    real *losses; /* device, [ranks] */
     bool trains;
 } Learner;
 
@@ -52,7 +53,7 @@ typedef struct {
     int micro, micros; /* micro-step of the step, and how many there are */
 } Micro;
 
-/* Runs it; loss is that of the pack. Gradients go where optim_step finds them. */
+/* Runs it; the loss is the mean over the ranks' packs. Gradients go where optim_step finds them. */
 double learner_micro(Learner *l, const Micro *micro);
 /* Reads prediction [sum of F*C*H*W] or losses per sample [B] of the micro-step just run. */
 void learner_prediction(Learner *l, int shape, float *out);

@@ -35,7 +35,7 @@ void lora_give(Linear *l, int64_t rank, double alpha, double dropout) {
 
 bool lora_attach(Dit *d, const LoraConfig *config, Error *e) {
     if (!config->target_modules.count)
-        return error_set(e, EXIT_USER, "lora.target_modules: expected at least one pattern");
+        return error_set(e, EXIT_USER, "expected at least one pattern");
     for (int t = 0; t < config->target_modules.count; t++) {
         const char *pattern = config->target_modules.items[t];
         int hits = 0;
@@ -48,20 +48,20 @@ bool lora_attach(Dit *d, const LoraConfig *config, Error *e) {
         char targets[800];
         list_targets(d, targets, sizeof targets);
         return error_set(e, EXIT_USER,
-                         "lora.target_modules: '%s' matches no linear layer of this transformer; "
+                         "'%s' matches no linear layer of this transformer; "
                          "there are: %s",
                          pattern, targets);
     }
     return true;
 }
 
-void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed) {
+void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed, Memory *m, Stream *s) {
     for (int i = 0; i < d->n_linears; i++) {
         const Linear *l = d->linears[i];
         if (!l->rank) continue;
         int64_t n = l->rank * linear_in(l);
         float *values = xcalloc((size_t)n, sizeof *values);
-        real *a = param_master(d->params, l->lora_a), *b = param_master(d->params, l->lora_b);
+        real *a = xcalloc((size_t)n, sizeof *a);
         Draw draw = {.seed = seed, .ordinal = (uint32_t)i, .purpose = PURPOSE_INIT};
         double bound = 1 / sqrt((double)linear_in(l));
         if (init == LORA_INIT_GAUSSIAN)
@@ -71,7 +71,8 @@ void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed) {
         for (int64_t j = 0; j < n; j++)
             a[j] = init == LORA_INIT_GAUSSIAN ? (real)(values[j] / (double)l->rank)
                                               : (real)(bound * (2.0 * values[j] - 1));
-        memset(b, 0, (size_t)(linear_out(l) * l->rank) * sizeof *b);
+        param_write(d->params, l->lora_a, a, m, s); /* B is zero as it was allocated */
+        free(a);
         free(values);
     }
 }

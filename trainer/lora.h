@@ -14,7 +14,7 @@ void lora_give(Linear *l, int64_t rank, double alpha, double dropout);
 
 /* PEFT's initialisation of all adapters: A Kaiming-uniform, U(+-1/sqrt(K)), or normal with standard
  * deviation 1/r; B zero. Drawn by kernels/random.h: ordinal = the map's place in Dit.linears. */
-void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed);
+void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed, Memory *m, Stream *s);
 
 /* An adapter on disk: diffusers' pytorch_lora_weights.safetensors (alpha in the header's
  * lora_adapter_metadata; without it alpha = r, as diffusers has it) or PEFT's folder with
@@ -25,7 +25,7 @@ void adapter_close(Adapter *a);
 /* Attaches what the file holds: rank, alpha and maps are the file's. dropout: for training on. */
 bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e);
 /* Copies the file's values into the masters, after params_allocate. */
-bool adapter_load(const Adapter *a, const Dit *d, Error *e);
+bool adapter_load(const Adapter *a, const Dit *d, Memory *m, Stream *s, Error *e);
 
 /* For `inspect`: what an adapter holds, layer by layer in the order of the file. */
 typedef struct {

@@ -58,6 +58,19 @@ static int64_t first_non_finite(const SafetensorsTensor *t, int64_t n) {
     return bad < n ? bad : -1;
 }
 
+/* A parameter without its tensor. The nearest name is one that belongs to no other parameter, or
+ * else any. */
+static bool missing(const Weights *w, const ParamSet *p, const Param *q, Error *e) {
+    Nearest near = nearest_to(q->name);
+    for (size_t i = 0; i < w->n_tensors; i++)
+        if (params_find(p, w->tensors[i].name) < 0) nearest_offer(&near, w->tensors[i].name);
+    if (!near.best) return weights_find(w, q->name, e) != NULL;
+    return error_set(e, EXIT_USER,
+                     "%.300s: expected the tensor \"%.120s\", and it is not there; the nearest is "
+                     "\"%.120s\". Check that config.json and the weights are of one model.",
+                     w->path, q->name, near.best);
+}
+
 /* The file's tensor of a parameter, with its type and shape checked. */
 static const SafetensorsTensor *tensor_of(const Weights *w, const Param *q, Error *e) {
     const SafetensorsTensor *t = weights_expect(w, q->name, q->shape.rank, q->shape.dim, e);
@@ -96,6 +109,7 @@ bool weights_match(const Weights *w, const Dit *d, Error *e) {
     size_t wanted = 0;
     for (int i = 0; i < p->n_params; i++) {
         if (is_adapter(&p->param[i])) continue;
+        if (!weights_find(w, p->param[i].name, NULL)) return missing(w, p, &p->param[i], e);
         if (!tensor_of(w, &p->param[i], e)) return false;
         wanted++;
     }
@@ -137,8 +151,10 @@ static void load_masters(Model *m) {
         const Param *q = &m->params->param[i];
         if (is_adapter(q) || !q->trained) continue;
         const SafetensorsTensor *t = weights_find(&m->weights, q->name, NULL);
-        m->memory.k->cast(m->stream, t->dtype, DT_REAL, param_count(q), aligned_data(m, t),
-                          param_master(m->params, i));
+        real *values = xcalloc((size_t)param_count(q), sizeof *values);
+        BACKEND_CPU.cast(NULL, t->dtype, DT_REAL, param_count(q), aligned_data(m, t), values);
+        param_write(m->params, i, values, &m->memory, m->stream);
+        free(values);
         weights_release(&m->weights, t->data, t->bytes);
     }
 }
@@ -155,8 +171,7 @@ static void draw_weights(Model *m, uint64_t seed) {
         bool gain = q->shape.rank == 1 && strstr(q->name, "norm") && strstr(q->name, "weight");
         for (int64_t j = 0; j < n; j++)
             values[j] = gain ? 1 : 0.5f * values[j] / (float)(q->shape.rank > 1 ? fan_in : 16);
-        real *to = (real *)p->bucket[q->bucket].resident + q->offset;
-        m->memory.k->upload(m->stream, to, values, (size_t)n * sizeof *values);
+        param_write(p, i, values, &m->memory, m->stream);
         free(values);
     }
 }
@@ -201,20 +216,25 @@ static void open_weights(Model *m, ModelDetail detail) {
     m->stored = stored_type(m);
 }
 
+/* Where frozen weights rest. Files are read block by block unless a copy is asked for, or stored
+ * numbers are to be changed; a plan for a GPU keeps them there. */
+static Home base_home(const Model *m, const Config *c, ModelDetail detail) {
+    PlaceChoice home = c->memory.base.home;
+    if (home == PLACE_RANKS) return HOME_RANKS;
+    bool changed = c->model.dtype != NUMBERS_AUTO || detail == MODEL_RANDOM || m->foreign;
+    return home == PLACE_DEVICE || (home == PLACE_AUTO && changed) ? HOME_DEVICE : HOME_FILE;
+}
+
 static void make_params(Model *m, const Config *c, ModelDetail detail) {
     static const DType TYPES[] = {
         [NUMBERS_F32] = DT_F32, [NUMBERS_BF16] = DT_BF16, [NUMBERS_F16] = DT_F16};
     DType form = c->model.dtype == NUMBERS_AUTO ? m->stored : TYPES[c->model.dtype];
-    bool device = c->memory.base.home == PLACE_DEVICE || c->model.dtype != NUMBERS_AUTO ||
-                  (m->foreign && c->memory.base.home == PLACE_AUTO);
     if (m->foreign) m->compute = form == DT_F32 ? DT_BF16 : form;
     if (m->foreign && c->train.precision != NUMBERS_AUTO) m->compute = TYPES[c->train.precision];
     m->params = params_open();
-    dit_params(m->dit, m->params, m->training == TRAIN_FULL, 1);
-    if (detail == MODEL_RANDOM)
-        params_rest(m->params, HOME_DEVICE, DT_REAL);
-    else
-        params_rest(m->params, device ? HOME_DEVICE : HOME_FILE, form);
+    dit_params(m->dit, m->params, m->training == TRAIN_FULL, m->comm->size);
+    params_shard(m->params, m->comm, (int)c->ranks.zero);
+    params_rest(m->params, base_home(m, c, detail), detail == MODEL_RANDOM ? DT_REAL : form);
 }
 
 static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *start) {
@@ -227,8 +247,8 @@ static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *
         draw_weights(m, (uint64_t)c->train.seed);
     params_settle(m->params, &m->memory, m->stream);
     if (m->training != TRAIN_LORA) return;
-    lora_init(m->dit, c->lora.init, (uint64_t)c->train.seed);
-    if (start && !adapter_load(start, m->dit, &e)) die_error(&e);
+    lora_init(m->dit, c->lora.init, (uint64_t)c->train.seed, &m->memory, m->stream);
+    if (start && !adapter_load(start, m->dit, &m->memory, m->stream, &e)) die_error(&e);
 }
 
 static void read_config(Model *m, const Config *c) {
@@ -249,14 +269,12 @@ Training model_training(const Config *c) {
 void check_supported(const Config *c) {
     if (c->device.kind == DEVICE_CUDA)
         config_die(c, "device", "this program was built without CUDA; expected auto or cpu");
-    if (c->ranks.zero) config_die(c, "ranks.zero", "expected 0: sharding is not built yet");
     if (c->ranks.sequence != 1)
         config_die(c, "ranks.sequence", "expected 1: sequence parallelism is not built yet");
     PlaceChoice base = c->memory.base.home;
-    if (base == PLACE_HOST || base == PLACE_RANKS)
+    if (base == PLACE_HOST)
         config_die(c, "memory.base.home",
-                   "expected auto, device or file: host and ranks are not "
-                   "built yet");
+                   "expected auto, device, ranks or file: host is not built yet");
     if (c->memory.optimizer.home == PLACE_HOST)
         config_die(c, "memory.optimizer.home", "expected auto or device: host is not built yet");
     if (c->memory.activations.home == PLACE_HOST)
@@ -278,6 +296,8 @@ Model *model_open(const Config *c, Training training, ModelDetail detail, bool f
     m->training = training;
     m->compute = DT_REAL;
     m->foreign = foreign;
+    m->comm = detail == MODEL_SHAPES ? comm_recording(0, (int)c->plan.world)
+                                     : comm_world(c->ranks.timeout);
     read_config(m, c);
     m->schedule = read_schedule(c->model.path);
     if (training == TRAIN_LORA && c->lora.start && !(start = adapter_open(c->lora.start, &e)))
@@ -300,6 +320,7 @@ void model_close(Model *m) {
     params_close(m->params, &m->memory);
     dit_close(m->dit);
     weights_close(&m->weights);
+    comm_close(m->comm);
     for (int i = 0; i < m->n_aligned; i++) free(m->aligned[i]);
     free(m->aligned);
     free(m->folder);

@@ -14,6 +14,7 @@ struct Model {
     Training training;
     DType compute; /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
     bool foreign;  /* planned for a device that is not here: no kernels, no memory */
+    Comm *comm;   /* the ranks; of a plan, those that would be there */
     Memory memory;
     Stream *stream;
     Dit *dit;

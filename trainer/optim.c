@@ -19,27 +19,43 @@ void optim_close(Optim *o, Memory *m) {
     *o = (Optim){0};
 }
 
+/* Partial sums of the chunks that rest here, then those of the other ranks. Returns how many. */
+static int64_t bucket_partials(const ParamSet *p, const Bucket *b, double *to, Memory *m,
+                               Stream *s) {
+    int64_t chunks = b->count / NORM_CHUNK, mine = b->grads.count / NORM_CHUNK;
+    double *at = to + b->grads.from / NORM_CHUNK;
+    m->k->sum_squares(s, b->grads.count, b->grad, at);
+    if (mine < chunks) p->comm->all_gather(p->comm, s, DT_F64, mine, at, to);
+    return chunks;
+}
+
 double optim_grad_norm(Optim *o, const ParamSet *p, Memory *m, Stream *s) {
     double *to = o->partial;
-    for (int i = 0; i < p->n_buckets; i++) {
-        const Bucket *b = &p->bucket[i];
-        if (!b->trained) continue;
-        m->k->sum_squares(s, b->count, b->grad, to);
-        to += b->count / NORM_CHUNK;
-    }
-    size_t bytes = (size_t)o->chunks * sizeof(double);
+    for (int i = 0; i < p->n_buckets; i++)
+        if (p->bucket[i].trained) to += bucket_partials(p, &p->bucket[i], to, m, s);
     double *host = xcalloc((size_t)o->chunks, sizeof *host), sum = 0;
-    m->k->download(s, host, o->partial, bytes);
+    m->k->download(s, host, o->partial, (size_t)o->chunks * sizeof *host);
     m->k->stream_sync(s);
     for (int64_t i = 0; i < o->chunks; i++) sum += host[i];
     free(host);
     return sqrt(sum);
 }
 
+/* Elements [from, to) of the bucket, as far as their moments rest here. */
 static void update(const Bucket *b, AdamW a, int64_t from, int64_t to, Memory *m, Stream *s) {
+    from = MAX(from, b->moments.from);
+    to = MIN(to, b->moments.from + b->moments.count);
+    if (from >= to) return;
+    m->k->adamw(s, &a, to - from, b->grad + (from - b->grads.from),
+                (real *)b->resident + (from - b->rests.from), b->m + (from - b->moments.from),
+                b->v + (from - b->moments.from));
+}
+
+/* Where masters rest whole and moments in shards, each rank updated its part: exchange them. */
+static void share_masters(const ParamSet *p, const Bucket *b, Stream *s) {
+    if (b->rests.count == b->moments.count) return;
     real *master = b->resident;
-    if (to > from)
-        m->k->adamw(s, &a, to - from, b->grad + from, master + from, b->m + from, b->v + from);
+    p->comm->all_gather(p->comm, s, DT_REAL, b->shard.count, master + b->shard.from, master);
 }
 
 void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, double grad_norm,
@@ -62,6 +78,7 @@ void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, d
         int64_t decayed = c->decay == DECAY_ALL ? b->count : b->matrices;
         update(b, all, 0, decayed, m, s);
         update(b, undecayed, decayed, b->count, m, s);
+        share_masters(p, b, s);
     }
 }
 

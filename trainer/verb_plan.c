@@ -134,7 +134,6 @@ int verb_plan(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "plan");
     check_supported(c);
-    if (c->plan.world != 1) config_die(c, "plan.world", "expected 1: ranks are not built yet");
     Report r = {.config = c, .profile = pick_profile(c)};
     Model *model = model_open(c, model_training(c), MODEL_SHAPES, r.profile.cuda);
     r.native = native_pack(c, &model->dit->config);

@@ -55,7 +55,8 @@ static Array read_floats(const Safetensors *file, const char *name) {
     memcpy(a.dim, t->shape, sizeof a.dim);
     for (int64_t i = 0; i < n; i++)
         if (!(a.values[i] - a.values[i] == 0))
-            die("%s: %s: value %lld is not a finite number", file->path, name, (long long)i);
+            die("%s: %s: value %lld: expected a finite number; mend what wrote the file",
+                file->path, name, (long long)i);
     return a;
 }
 
@@ -180,22 +181,32 @@ static void add_latents(Outputs *out, const char *name, const Inputs *in, const 
     add_output(out, xstrdup(name), 5, (int64_t[]){in->batch, in->f, in->ch, in->h, in->w}, values);
 }
 
-/* Gradients or values of every trained parameter. */
-static void add_params(Outputs *out, const char *prefix, const ParamSet *p, bool grads) {
-    for (int i = 0; i < p->n_params; i++) {
-        const Param *q = &p->param[i];
-        if (!q->trained) continue;
-        const real *values = grads ? param_grad(p, i) : param_master(p, i);
-        add_output(out, xprintf("%s.%s", prefix, q->name), q->shape.rank, q->shape.dim, values);
+/* Gradients or values of every trained parameter; every rank must call it. */
+static void add_params(Outputs *out, const char *prefix, Model *m, Part part) {
+    const ParamSet *p = m->params;
+    for (int b = 0; b < p->n_buckets; b++) {
+        if (!p->bucket[b].trained) continue;
+        real *values = xcalloc((size_t)p->bucket[b].count, sizeof *values);
+        bucket_read(p, b, part, values, &m->memory, m->stream);
+        for (int i = 0; i < p->n_params; i++) {
+            const Param *q = &p->param[i];
+            if (q->bucket == b)
+                add_output(out, xprintf("%s.%s", prefix, q->name), q->shape.rank, q->shape.dim,
+                           values + q->offset);
+        }
+        free(values);
     }
 }
 
-static void outputs_write(Outputs *out, const char *path) {
+static void outputs_write(const Outputs *out, const char *path) {
     SafetensorsMetadata format = {"format", "pt"};
     SafetensorsFile file = {
         .items = out->items, .n_items = out->n, .metadata = &format, .n_metadata = 1};
     Error e;
     if (!safetensors_write(path, &file, &e)) die_error(&e);
+}
+
+static void outputs_free(Outputs *out) {
     for (size_t i = 0; i < out->n; i++) {
         free((char *)out->items[i].name);
         free((void *)out->items[i].data);
@@ -206,16 +217,22 @@ static void outputs_write(Outputs *out, const char *path) {
 /* ---- the computation --------------------------------------------------------------------------
  */
 
+/* The samples of a step are cut into equal parts: micro-step i of rank r takes part i * ranks + r.
+ */
 typedef struct {
     const Config *config;
     Model *model;
     Learner *learner;
     const Inputs *in;
     int64_t count;         /* latent elements of one step */
+    int64_t samples;       /* of a part */
+    int micros;            /* micro-steps of a step */
     float *noisy, *target; /* [count] */
+    float *prediction;     /* [count] of the last step; NULL: not wanted */
 } Probe;
 
-static double run_step(Probe *p, int64_t k) {
+/* Inputs of step k, all samples. */
+static void diffuse_step(Probe *p, int64_t k) {
     const Inputs *in = p->in;
     int64_t each = p->count / in->batch;
     for (int64_t b = 0; b < in->batch && in->latents.values; b++) {
@@ -226,33 +243,61 @@ static double run_step(Probe *p, int64_t k) {
     }
     if (in->noisy.values)
         memcpy(p->noisy, in->noisy.values + k * p->count, (size_t)p->count * sizeof *p->noisy);
-    int64_t text = in->batch * in->text_rows * in->text_dim;
-    Micro micro = {.noisy = p->noisy,
-                   .image = in->image.values ? in->image.values + k * p->count : NULL,
-                   .text = in->text.values + k * text,
-                   .target = p->target,
-                   .timesteps = in->timesteps + k * in->batch,
-                   .seed = (uint64_t)p->config->train.seed,
-                   .step = (uint32_t)k,
-                   .micros = 1};
-    return learner_micro(p->learner, &micro);
+}
+
+/* Predictions of the ranks' parts of micro-step i. */
+static void keep_prediction(Probe *p, int i) {
+    Comm *comm = p->model->comm;
+    int64_t part = p->samples * (p->count / p->in->batch);
+    float *all = p->prediction + i * comm->size * part, *mine = all + comm->rank * part;
+    learner_prediction(p->learner, 0, mine);
+    comm->all_gather(comm, p->model->stream, DT_F32, part, mine, all);
+}
+
+/* Returns the loss of the step. */
+static double run_step(Probe *p, int64_t k) {
+    const Inputs *in = p->in;
+    const Comm *comm = p->model->comm;
+    int64_t each = p->count / in->batch, text = in->text_rows * in->text_dim;
+    double loss = 0;
+    diffuse_step(p, k);
+    for (int i = 0; i < p->micros; i++) {
+        int64_t first = (i * comm->size + comm->rank) * p->samples;
+        uint32_t *ordinals = xcalloc((size_t)p->samples, sizeof *ordinals);
+        for (int64_t b = 0; b < p->samples; b++)
+            ordinals[b] = (uint32_t)(k * in->batch + first + b);
+        Micro micro = {.noisy = p->noisy + first * each,
+                       .image =
+                           in->image.values ? in->image.values + k * p->count + first * each : NULL,
+                       .text = in->text.values + (k * in->batch + first) * text,
+                       .target = p->target + first * each,
+                       .timesteps = in->timesteps + k * in->batch + first,
+                       .ordinals = ordinals,
+                       .seed = (uint64_t)p->config->train.seed,
+                       .step = (uint32_t)k,
+                       .micro = i,
+                       .micros = p->micros};
+        loss += learner_micro(p->learner, &micro);
+        free(ordinals);
+        if (p->prediction) keep_prediction(p, i);
+    }
+    return loss / p->micros;
 }
 
 static void probe_once(Probe *p, Outputs *out) {
     const Inputs *in = p->in;
+    Model *m = p->model;
+    p->prediction = xcalloc((size_t)p->count, sizeof *p->prediction);
     float loss = (float)run_step(p, 0);
-    float *prediction = xcalloc((size_t)p->count, sizeof *prediction);
-    learner_prediction(p->learner, 0, prediction);
     add_latents(out, "noisy", in, p->noisy);
-    add_latents(out, "prediction", in, prediction);
-    free(prediction);
+    add_latents(out, "prediction", in, p->prediction);
+    free(p->prediction);
     if (!in->latents.values) return;
     add_output(out, xstrdup("loss"), 1, (int64_t[]){1}, &loss);
-    if (p->model->training == TRAIN_NOTHING) return;
-    Model *m = p->model;
+    if (m->training == TRAIN_NOTHING) return;
     float norm = (float)optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
     add_output(out, xstrdup("grad_norm"), 1, (int64_t[]){1}, &norm);
-    add_params(out, "grad", m->params, true);
+    add_params(out, "grad", m, PART_GRAD);
 }
 
 static void probe_replay(Probe *p, Outputs *out) {
@@ -270,7 +315,7 @@ static void probe_replay(Probe *p, Outputs *out) {
     }
     add_output(out, xstrdup("loss"), 1, &steps, loss);
     add_output(out, xstrdup("grad_norm"), 1, &steps, norm);
-    add_params(out, "param", m->params, false);
+    add_params(out, "param", m, PART_MASTER);
     free(loss);
     free(norm);
 }
@@ -290,6 +335,58 @@ static void check_settings(const Config *c) {
     check_supported(c);
 }
 
+/* The pack of one part. The caller frees its arrays. */
+static Pack part_pack(const Probe *p) {
+    int64_t(*fhw)[3] = xcalloc((size_t)p->samples, sizeof *fhw);
+    int64_t *text_rows = xcalloc((size_t)p->samples, sizeof *text_rows);
+    for (int64_t b = 0; b < p->samples; b++) {
+        fhw[b][0] = p->in->f, fhw[b][1] = p->in->h, fhw[b][2] = p->in->w;
+        text_rows[b] = p->in->text_rows;
+    }
+    return (Pack){(int)p->samples, (const int64_t(*)[3])fhw, text_rows};
+}
+
+static void cut_batch(Probe *p) {
+    int64_t parts = p->config->train.accumulate * p->model->comm->size;
+    if (p->in->batch % parts)
+        config_die(p->config, "train.accumulate",
+                   "%lld samples cannot be cut into %d micro-steps of %d ranks",
+                   (long long)p->in->batch, (int)p->config->train.accumulate, p->model->comm->size);
+    p->samples = p->in->batch / parts;
+    p->micros = (int)p->config->train.accumulate;
+}
+
+static void run_probe(Config *c, const Inputs *in) {
+    Probe p = {.config = c, .in = in, .count = in->batch * in->f * in->ch * in->h * in->w};
+    p.model = model_open(c, training_of(c, in), MODEL_WEIGHTS, false);
+    check_inputs(in, &p.model->dit->config);
+    if (!in->latents.values && p.model->training != TRAIN_NOTHING)
+        die("%s: latents: missing; gradients need latents and noise", in->path);
+    cut_batch(&p);
+    Pack pack = part_pack(&p);
+    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL,
+                             available_bytes(c->memory.budget, NULL));
+    learner_bind(p.learner, false);
+    p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
+    p.target = xcalloc((size_t)p.count, sizeof *p.target);
+    Outputs out = {0};
+    if (in->replay)
+        probe_replay(&p, &out);
+    else
+        probe_once(&p, &out);
+    if (p.model->comm->rank == 0) {
+        outputs_write(&out, c->probe.out);
+        printf("%s\n", c->probe.out);
+    }
+    outputs_free(&out);
+    learner_close(p.learner);
+    model_close(p.model);
+    free(p.noisy);
+    free(p.target);
+    free((void *)pack.fhw);
+    free((void *)pack.text_rows);
+}
+
 int verb_probe(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "probe");
@@ -297,38 +394,8 @@ int verb_probe(const Call *call) {
     config_require(c, "probe.out", "probe");
     check_settings(c);
     if (!config_is_set(c, "train.warmup_steps")) c->train.warmup_steps = 0;
-    c->train.accumulate = 1;
     Inputs in = inputs_read(c->probe.inputs);
-    Probe p = {.config = c, .in = &in, .count = in.batch * in.f * in.ch * in.h * in.w};
-    p.model = model_open(c, training_of(c, &in), MODEL_WEIGHTS, false);
-    check_inputs(&in, &p.model->dit->config);
-    if (!in.latents.values && p.model->training != TRAIN_NOTHING)
-        die("%s: latents: missing; gradients need latents and noise", in.path);
-    int64_t(*fhw)[3] = xcalloc((size_t)in.batch, sizeof *fhw);
-    int64_t *text_rows = xcalloc((size_t)in.batch, sizeof *text_rows);
-    for (int64_t b = 0; b < in.batch; b++) {
-        fhw[b][0] = in.f, fhw[b][1] = in.h, fhw[b][2] = in.w;
-        text_rows[b] = in.text_rows;
-    }
-    Pack pack = {(int)in.batch, (const int64_t(*)[3])fhw, text_rows};
-    p.learner = learner_plan(p.model, c, &pack, 1, in.latents.values != NULL,
-                             available_bytes(c->memory.budget, NULL));
-    learner_bind(p.learner, false);
-    p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
-    p.target = xcalloc((size_t)p.count, sizeof *p.target);
-    Outputs out = {0};
-    if (in.replay)
-        probe_replay(&p, &out);
-    else
-        probe_once(&p, &out);
-    outputs_write(&out, c->probe.out);
-    printf("%s\n", c->probe.out);
-    learner_close(p.learner);
-    model_close(p.model);
+    run_probe(c, &in);
     inputs_free(&in);
-    free(p.noisy);
-    free(p.target);
-    free(fhw);
-    free(text_rows);
     return 0;
 }

@@ -121,7 +121,8 @@ static inline void blocks_close(Blocks *b) {
     params_close(b->params, &b->memory);
 }
 
-/* ---- the graph -------------------------------------------------------------------------------- */
+/* ---- the graph --------------------------------------------------------------------------------
+ */
 
 typedef struct {
     const Blocks *b;
@@ -138,8 +139,8 @@ static inline Tensor *blocks_linear(const BlocksGraph *r, Tensor *x, int w, int 
     return op_linear(r->s->graph, x, blocks_param(r, w), blocks_param(r, b));
 }
 
-static inline Tensor *blocks_adapter(const BlocksGraph *r, const BlockParams *p, int which, Tensor *x,
-                                     Tensor *y, int slice) {
+static inline Tensor *blocks_adapter(const BlocksGraph *r, const BlockParams *p, int which,
+                                     Tensor *x, Tensor *y, int slice) {
     if (p->lora_a[which] < 0) return y;
     Graph *g = r->s->graph;
     if (r->b->kind.dropout > 0)

@@ -17,9 +17,9 @@ typedef struct {
     Tensor *input[SCENE_INPUTS];
     void *value[SCENE_INPUTS]; /* what input[i] is given before each run */
     int n_inputs;
-    int next;                  /* of the inputs, while a graph is recorded again over them */
-    int only;                  /* the input that gets a gradient; -1: all that may */
-    uint32_t seed;             /* of the numbers */
+    int next;      /* of the inputs, while a graph is recorded again over them */
+    int only;      /* the input that gets a gradient; -1: all that may */
+    uint32_t seed; /* of the numbers */
     RunArgs args;
 } Scene;
 
@@ -42,7 +42,8 @@ static inline void scene_close(Scene *s) {
 }
 
 /* An input of random numbers within +-2 * scale; the same ones in the same order after next = 0. */
-static inline Tensor *scene_input(Scene *s, const char *name, Shape shape, double scale, bool grad) {
+static inline Tensor *scene_input(Scene *s, const char *name, Shape shape, double scale,
+                                  bool grad) {
     if (s->next < s->n_inputs) return s->input[s->next++];
     CHECK(s->n_inputs < SCENE_INPUTS, "%s is one input too many", name);
     real *values = numbers(shape_count(shape), s->seed + (uint32_t)s->n_inputs * 7919);

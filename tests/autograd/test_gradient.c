@@ -5,14 +5,16 @@
  * recorded twice over the same inputs. */
 #include "tests/autograd/blocks.h"
 
+#include <omp.h>
+
 typedef struct Case Case;
 
 struct Case {
     const char *name;
     Tensor *(*record)(Scene *s, const Case *c);
-    int64_t rows[5];  /* of the segments; 0 ends */
-    int64_t in, out;  /* widths: K and O of a product, else D */
-    int64_t n;        /* slices or heads */
+    int64_t rows[5]; /* of the segments; 0 ends */
+    int64_t in, out; /* widths: K and O of a product, else D */
+    int64_t n;       /* slices or heads */
     unsigned flags;
 };
 
@@ -20,8 +22,8 @@ enum {
     BIAS = 1,      /* op_linear's */
     MODULATED = 2, /* op_norm's */
     ROPE = 4,
-    TOGETHER = 8,  /* the op wants the gradients of all its inputs */
-    SAMPLES = 16,  /* the loss has a sample per segment */
+    TOGETHER = 8, /* the op wants the gradients of all its inputs */
+    SAMPLES = 16, /* the loss has a sample per segment */
 };
 
 static int64_t total(const Case *c) {
@@ -47,11 +49,10 @@ static Tensor *mod_table(Scene *s, const Case *c) {
 }
 
 /* A permutation of n indices that repeats: a stride that shares no factor with n. */
-static int64_t shuffled(int64_t i, int64_t n) {
-    return n % 7 ? (i * 7 + 3) % n : (i * 5 + 2) % n;
-}
+static int64_t shuffled(int64_t i, int64_t n) { return n % 7 ? (i * 7 + 3) % n : (i * 5 + 2) % n; }
 
-/* ---- how each op is recorded ------------------------------------------------------------------ */
+/* ---- how each op is recorded ------------------------------------------------------------------
+ */
 
 static Tensor *linear(Scene *s, const Case *c) {
     Shape w = c->n ? SHAPE(c->n, c->out, c->in) : SHAPE(c->out, c->in);
@@ -144,7 +145,8 @@ static Tensor *rope_table(Scene *s, int64_t rows, int64_t size) {
 static Tensor *qk_norm_of(Scene *s, const Case *c, Tensor *qk) {
     int64_t size = c->in / c->n;
     Tensor *p[4];
-    for (int i = 0; i < 4; i++) p[i] = scene_input(s, i % 2 ? "beta" : "gamma", SHAPE(size), 1, true);
+    for (int i = 0; i < 4; i++)
+        p[i] = scene_input(s, i % 2 ? "beta" : "gamma", SHAPE(size), 1, true);
     Tensor *rope = c->flags & ROPE ? rope_table(s, total(c), size) : NULL;
     return op_qk_norm(s->graph, qk, p[0], p[1], p[2], p[3], rope, c->n, (real)1e-6);
 }
@@ -295,7 +297,8 @@ static const Case CASES[] = {
 };
 /* clang-format on */
 
-/* ---- the check -------------------------------------------------------------------------------- */
+/* ---- the check --------------------------------------------------------------------------------
+ */
 
 static const double STEP = 2e-4, TOLERANCE = 1e-6;
 enum { MOST_ELEMENTS = 9 };
@@ -351,7 +354,8 @@ static double slope_along(Scene *s, real *const *direction) {
 static void compare(const char *name, const char *tensor, double got, double want, double floor) {
     double error = fabs(got - want) / fmax(fabs(want), floor);
     if (!(error <= TOLERANCE))
-        fail_msg("%s: the gradient of %s is %.12g, differences give %.12g", name, tensor, got, want);
+        fail_msg("%s: the gradient of %s is %.12g, differences give %.12g", name, tensor, got,
+                 want);
     worst_error = fmax(worst_error, error);
 }
 
@@ -418,7 +422,8 @@ static void every_op(void **state) {
         const Case *c = &CASES[i];
         for (int twice = 0; twice < 2; twice++) {
             assert_true(check_case(c, -1, twice));
-            for (int only = 0; !(c->flags & TOGETHER) && check_case(c, only, twice); only++) {}
+            for (int only = 0; !(c->flags & TOGETHER) && check_case(c, only, twice); only++) {
+            }
         }
     }
     print_message("worst error of a gradient: %.1e\n", worst_error);
@@ -468,6 +473,7 @@ static void blocks(void **state) {
 }
 
 int main(void) {
+    omp_set_num_threads(1); /* these sizes are too small for more */
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_op), cmocka_unit_test(blocks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,95 @@
+/* Owns how buckets move: from their homes to where steps compute, and their gradients back. */
+#include "autograd/param.h"
+
+#include <stdlib.h>
+
+static void gather_sources(const ParamSet *p, const Bucket *b, DType type, char *copy, Memory *m,
+                           Stream *s) {
+    for (int i = 0; i < b->n_sources; i++) {
+        const Source *from = &b->sources[i];
+        char *to = copy + from->offset * (int64_t)dtype_size(type);
+        m->k->cast(s, from->form, type, from->count, from->data, to);
+        if (!p->release) continue;
+        m->k->stream_sync(s);
+        p->release(p->release_context, from->data, (size_t)from->count * dtype_size(from->form));
+    }
+}
+
+size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type) {
+    const Bucket *b = &p->bucket[bucket];
+    if (b->home != HOME_RANKS || b->form == type) return 0;
+    return (size_t)b->count * dtype_size(b->form);
+}
+
+void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *workspace,
+                   Memory *m, Stream *s) {
+    const Bucket *b = &p->bucket[bucket];
+    switch (b->home) {
+    case HOME_FILE:
+        gather_sources(p, b, type, copy, m, s);
+        break;
+    case HOME_DEVICE:
+        m->k->cast(s, b->form, type, b->count, b->resident, copy);
+        break;
+    case HOME_RANKS: { /* travels in its form, which may be half as large */
+        void *whole = b->form == type ? copy : workspace;
+        p->comm->all_gather(p->comm, s, b->form, b->shard.count, b->resident, whole);
+        if (whole != copy) m->k->cast(s, b->form, type, b->count, whole, copy);
+        break;
+    }
+    }
+}
+
+static int by_offset(const void *x, const void *y) {
+    const Param *a = *(const Param *const *)x, *b = *(const Param *const *)y;
+    return (a->offset > b->offset) - (a->offset < b->offset);
+}
+
+/* Zeroes what lies between and behind the parameters, which no step writes. */
+static void zero_gaps(const ParamSet *p, int bucket, real *grad, Memory *m, Stream *s) {
+    const Bucket *b = &p->bucket[bucket];
+    const Param **mine = xcalloc((size_t)p->n_params, sizeof *mine);
+    int n = 0;
+    for (int i = 0; i < p->n_params; i++)
+        if (p->param[i].bucket == bucket) mine[n++] = &p->param[i];
+    qsort(mine, (size_t)n, sizeof *mine, by_offset);
+    int64_t at = 0;
+    for (int i = 0; i <= n; i++) {
+        int64_t next = i < n ? mine[i]->offset : b->count;
+        m->k->zero(s, grad + at, (size_t)(next - at) * sizeof *grad);
+        if (i < n) at = next + param_count(mine[i]);
+    }
+    free(mine);
+}
+
+void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory *m, Stream *s) {
+    const Bucket *b = &p->bucket[bucket];
+    Comm *comm = p->comm;
+    zero_gaps(p, bucket, grad, m, s);
+    if (b->grads.count < b->count)
+        comm->reduce_scatter(comm, s, b->shard.count, grad, grad + b->shard.from);
+    else if (params_world(p) > 1)
+        comm_sum(comm, s, b->count, grad);
+    m->k->axpy(s, DT_REAL, b->grads.count, 1, grad + b->grads.from, micro ? 1 : 0, b->grad);
+}
+
+void param_write(ParamSet *p, int param, const real *values, Memory *m, Stream *s) {
+    const Param *q = &p->param[param];
+    const Bucket *b = &p->bucket[q->bucket];
+    CHECK(b->form == DT_REAL, "%s does not rest in f32", q->name);
+    int64_t first = b->rests.from, end = first + b->rests.count;
+    int64_t lo = MAX(q->offset, first), hi = MIN(q->offset + param_count(q), end);
+    if (lo < hi)
+        m->k->upload(s, (real *)b->resident + (lo - first), values + (lo - q->offset),
+                     (size_t)(hi - lo) * sizeof(real));
+}
+
+void bucket_read(const ParamSet *p, int bucket, Part part, real *host, Memory *m, Stream *s) {
+    const Bucket *b = &p->bucket[bucket];
+    const real *values[] = {b->resident, b->grad, b->m, b->v};
+    const Range ranges[] = {b->rests, b->grads, b->moments, b->moments};
+    Range r = ranges[part];
+    m->k->download(s, host + r.from, values[part], (size_t)r.count * sizeof(real));
+    m->k->stream_sync(s);
+    if (r.count < b->count) p->comm->all_gather(p->comm, s, DT_REAL, r.count, host + r.from, host);
+}

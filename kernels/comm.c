@@ -1,0 +1,114 @@
+/* Owns what all groups of ranks share, the group of one, and the group that only writes down. */
+#include "kernels/comm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void comm_close(Comm *c) {
+    if (c) c->close(c);
+}
+
+void comm_sum(Comm *c, Stream *s, int64_t count, real *x) {
+    int64_t part = count / c->size;
+    CHECK(part * c->size == count, "a sum of %lld over %d ranks", (long long)count, c->size);
+    real *mine = x + c->rank * part;
+    c->reduce_scatter(c, s, part, x, mine);
+    c->all_gather(c, s, DT_REAL, part, mine, x);
+}
+
+/* ---- one rank ---------------------------------------------------------------------------------
+ */
+
+static void move(void *to, const void *from, DType type, int64_t count) {
+    if (to != from && count) memmove(to, from, (size_t)count * dtype_size(type));
+}
+
+static void self_all_gather(Comm *c, Stream *s, DType type, int64_t count, const void *mine,
+                            void *all) {
+    (void)c, (void)s;
+    move(all, mine, type, count);
+}
+
+static void self_reduce_scatter(Comm *c, Stream *s, int64_t count, real *all, real *mine) {
+    (void)c, (void)s;
+    move(mine, all, DT_REAL, count);
+}
+
+static void self_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const void *from,
+                            void *to) {
+    (void)c, (void)s;
+    move(to, from, type, count);
+}
+
+static void self_close(Comm *c) { free(c); }
+
+Comm *comm_self(void) {
+    Comm *c = xcalloc(1, sizeof *c);
+    *c = (Comm){.size = 1,
+                .name = "self",
+                .all_gather = self_all_gather,
+                .reduce_scatter = self_reduce_scatter,
+                .all_to_all = self_all_to_all,
+                .close = self_close};
+    return c;
+}
+
+/* ---- recording --------------------------------------------------------------------------------
+ */
+
+typedef struct {
+    CommRecord *record;
+    int n;
+} Records;
+
+static void record(Comm *c, CommKind kind, DType type, int64_t count) {
+    Records *r = c->own;
+    int64_t bytes = (c->size - 1) * count * (int64_t)dtype_size(type);
+    r->record = xrealloc(r->record, (size_t)(r->n + 1) * sizeof *r->record);
+    r->record[r->n++] = (CommRecord){kind, type, count, bytes};
+    c->sent_bytes[kind] += bytes;
+    c->calls++;
+}
+
+static void record_all_gather(Comm *c, Stream *s, DType type, int64_t count, const void *mine,
+                              void *all) {
+    (void)s, (void)mine, (void)all;
+    record(c, COMM_ALL_GATHER, type, count);
+}
+
+static void record_reduce_scatter(Comm *c, Stream *s, int64_t count, real *all, real *mine) {
+    (void)s, (void)all, (void)mine;
+    record(c, COMM_REDUCE_SCATTER, DT_REAL, count);
+}
+
+static void record_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const void *from,
+                              void *to) {
+    (void)s, (void)from, (void)to;
+    record(c, COMM_ALL_TO_ALL, type, count);
+}
+
+static void record_close(Comm *c) {
+    Records *r = c->own;
+    free(r->record);
+    free(r);
+    free(c);
+}
+
+Comm *comm_recording(int rank, int size) {
+    Comm *c = xcalloc(1, sizeof *c);
+    *c = (Comm){.rank = rank,
+                .size = size,
+                .name = "recording",
+                .all_gather = record_all_gather,
+                .reduce_scatter = record_reduce_scatter,
+                .all_to_all = record_all_to_all,
+                .close = record_close,
+                .own = xcalloc(1, sizeof(Records))};
+    return c;
+}
+
+const CommRecord *comm_records(const Comm *c, int *n) {
+    const Records *r = c->own;
+    *n = r->n;
+    return r->record;
+}

@@ -1,0 +1,56 @@
+/* Ranks: a group of processes, and the collectives among them.
+ *
+ * Every rank of a group calls the same collectives in the same order with the same counts. Sums are
+ * formed in rank order, x_0 + x_1 + ... + x_{n-1}, so the result does not depend on timing or on
+ * the way the messages take. Pointers are device memory of the backend in use; counts are elements.
+ *
+ *   self       one rank; nothing moves
+ *   mpi        Open MPI, for ranks on CPUs                       (comm_mpi.c)
+ *   recording  runs nothing and writes down what was asked, for checks at any number of ranks
+ *
+ * What goes wrong between ranks ends the job: a rank that does not come to a collective within the
+ * deadline is named, with the collective and its place in the order, and every rank exits (1).
+ */
+#pragma once
+
+#include "kernels/kernels.h"
+
+typedef struct Comm Comm;
+
+typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_TO_ALL, COMM_KINDS } CommKind;
+
+/* One collective as it was asked for. `bytes` are what this rank sends to others. */
+typedef struct {
+    CommKind kind;
+    DType type;
+    int64_t count; /* of one rank's part */
+    int64_t bytes;
+} CommRecord;
+
+struct Comm {
+    int rank, size;
+    const char *name;
+    /* all[r * count + i] = rank r's mine[i]; mine may be this rank's own place in all. */
+    void (*all_gather)(Comm *c, Stream *s, DType type, int64_t count, const void *mine, void *all);
+    /* mine[i] = sum over r, in order, of rank r's all[rank * count + i]; mine may be its own place
+     * in all, whose other contents are lost. */
+    void (*reduce_scatter)(Comm *c, Stream *s, int64_t count, real *all, real *mine);
+    /* Block r of `from` (count elements) goes to rank r, into block `rank` of its `to`. */
+    void (*all_to_all)(Comm *c, Stream *s, DType type, int64_t count, const void *from, void *to);
+    void (*close)(Comm *c);
+    int64_t sent_bytes[COMM_KINDS]; /* to other ranks, since the group was opened */
+    int64_t calls;                  /* collectives so far: the place in the order */
+    void *own;                      /* of the implementation */
+};
+
+Comm *comm_self(void);
+/* The ranks that mpirun started, or one. timeout_s: the deadline of a collective. */
+Comm *comm_world(double timeout_s);
+/* Rank `rank` of `size` ranks that are not there. */
+Comm *comm_recording(int rank, int size);
+/* What a recording group was asked for so far; *n of them. */
+const CommRecord *comm_records(const Comm *c, int *n);
+void comm_close(Comm *c);
+
+/* x[i] = sum over ranks; count is a multiple of size. A reduce_scatter and an all_gather. */
+void comm_sum(Comm *c, Stream *s, int64_t count, real *x);

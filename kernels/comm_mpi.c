@@ -1,0 +1,223 @@
+/* Ranks over Open MPI, for ranks on CPUs.
+ *
+ * Before each collective every rank tells every other what it is about to do: so a rank that does
+ * not come, or comes for something else, is known by name. All waiting is polling against a
+ * deadline, for Open MPI does not notice a dead link by itself. Sums are formed here, in rank
+ * order: the parts come by MPI_Ialltoall, piece by piece, and are added one rank after the other.
+ */
+#define _DEFAULT_SOURCE
+#include "kernels/comm.h"
+
+#include <mpi.h>
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    PIECE = 1 << 16,   /* elements of a rank's part that are summed at a time */
+    ABORT_SECONDS = 5, /* for MPI_Abort to reach the others, which a dead link can prevent */
+    LAST_CALL_SECONDS = 1,
+    TAG_MEET = 0,
+    TAG_LAST_CALL = 1,
+};
+
+/* What a rank says when it comes to a collective. */
+typedef struct {
+    int64_t number, kind, type, count;
+} Header;
+
+typedef struct {
+    double timeout_s;
+    Header mine, *theirs;  /* [size] */
+    MPI_Request *requests; /* [2 * size] */
+    real *from, *to;       /* [size * PIECE] what goes to and comes from each rank */
+    bool started;          /* MPI was started here, and ends with the group */
+} Ranks;
+
+static const char *const KINDS[COMM_KINDS] = {"all_gather", "reduce_scatter", "all_to_all"};
+
+/* Ends the job: mpirun ends the other ranks. */
+NORETURN static void give_up(void) {
+    fflush(stderr);
+    alarm(ABORT_SECONDS);
+    MPI_Abort(MPI_COMM_WORLD, EXIT_WORLD);
+    _exit(EXIT_WORLD);
+}
+
+/* Polls until all n requests are done; false: the deadline came first. */
+static bool finished(MPI_Request *requests, int n, double deadline) {
+    for (int done = 0, turns = 0;; turns++) {
+        MPI_Testall(n, requests, &done, MPI_STATUSES_IGNORE);
+        if (done) return true;
+        if (now_seconds() > deadline) return false;
+        if (turns < 100)
+            sched_yield();
+        else
+            usleep(20);
+    }
+}
+
+/* Sends this rank's header to every other and takes theirs; false: the deadline came first. */
+static bool exchange(const Comm *c, Ranks *r, int tag, double deadline) {
+    int n = 0;
+    for (int i = 0; i < c->size; i++) {
+        if (i == c->rank) continue;
+        r->theirs[i].number = 0;
+        MPI_Irecv(&r->theirs[i], sizeof(Header), MPI_BYTE, i, tag, MPI_COMM_WORLD,
+                  &r->requests[n++]);
+        MPI_Isend(&r->mine, sizeof(Header), MPI_BYTE, i, tag, MPI_COMM_WORLD, &r->requests[n++]);
+    }
+    return finished(r->requests, n, deadline);
+}
+
+/* Names the ranks whose header is not there. */
+NORETURN static void name_missing(const Comm *c, const Ranks *r) {
+    for (int i = 0; i < c->size; i++) {
+        if (i == c->rank || r->theirs[i].number == r->mine.number) continue;
+        fprintf(
+            stderr,
+            "cogsmith: rank %d did not answer in %s number %lld within %g s (ranks.timeout), says "
+            "rank %d. The job ends; start it again to go on from the last checkpoint\n",
+            i, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s, c->rank);
+    }
+    give_up();
+}
+
+static void compare_headers(const Comm *c, const Ranks *r) {
+    for (int i = 0; i < c->size; i++) {
+        const Header *h = &r->theirs[i], *m = &r->mine;
+        if (i == c->rank || !memcmp(h, m, sizeof *h)) continue;
+        fprintf(
+            stderr,
+            "cogsmith: ranks went apart: at collective %lld rank %d asks for %s of %lld %s, rank "
+            "%d for %s of %lld %s. The job ends\n",
+            (long long)m->number, c->rank, KINDS[m->kind], (long long)m->count,
+            dtype_name((DType)m->type), i, KINDS[h->kind], (long long)h->count,
+            dtype_name((DType)h->type));
+        give_up();
+    }
+}
+
+/* Every rank is here, for the same thing. Returns the deadline for the rest. */
+static double meet(Comm *c, CommKind kind, DType type, int64_t count) {
+    Ranks *r = c->own;
+    r->mine = (Header){++c->calls, kind, type, count};
+    if (!exchange(c, r, TAG_MEET, now_seconds() + r->timeout_s)) name_missing(c, r);
+    compare_headers(c, r);
+    c->sent_bytes[kind] += (c->size - 1) * count * (int64_t)dtype_size(type);
+    return now_seconds() + r->timeout_s;
+}
+
+/* All ranks began this collective. If it does not end, the ranks that still live all notice at the
+ * same time, and call each other once more: who is silent then is the culprit. */
+static void complete(const Comm *c, MPI_Request request, double deadline) {
+    Ranks *r = c->own;
+    if (finished(&request, 1, deadline)) return;
+    if (!exchange(c, r, TAG_LAST_CALL, now_seconds() + LAST_CALL_SECONDS)) name_missing(c, r);
+    fprintf(stderr,
+            "cogsmith: rank %d: every rank is there, but %s number %lld did not end within %g s "
+            "(ranks.timeout): the link is too slow or unsteady. The job ends\n",
+            c->rank, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s);
+    give_up();
+}
+
+static MPI_Datatype mpi_type(DType t) {
+    switch (dtype_size(t)) {
+    case 8:
+        return MPI_UINT64_T;
+    case 4:
+        return MPI_UINT32_T;
+    case 2:
+        return MPI_UINT16_T;
+    default:
+        return MPI_UINT8_T;
+    }
+}
+
+static void mpi_all_gather(Comm *c, Stream *s, DType type, int64_t count, const void *mine,
+                           void *all) {
+    (void)s;
+    CHECK(count * c->size <= INT32_MAX, "all_gather of %lld", (long long)count);
+    double deadline = meet(c, COMM_ALL_GATHER, type, count);
+    char *own = (char *)all + c->rank * count * (int64_t)dtype_size(type);
+    if (mine != own && count) memmove(own, mine, (size_t)count * dtype_size(type));
+    MPI_Request request;
+    MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)count, mpi_type(type),
+                   MPI_COMM_WORLD, &request);
+    complete(c, request, deadline);
+}
+
+static void mpi_reduce_scatter(Comm *c, Stream *s, int64_t count, real *all, real *mine) {
+    (void)s;
+    Ranks *r = c->own;
+    double deadline = meet(c, COMM_REDUCE_SCATTER, DT_REAL, count);
+    for (int64_t at = 0; at < count; at += PIECE) {
+        int64_t n = MIN(PIECE, count - at);
+        for (int i = 0; i < c->size; i++)
+            memcpy(r->from + i * n, all + i * count + at, (size_t)n * sizeof(real));
+        MPI_Request request;
+        MPI_Ialltoall(r->from, (int)n, mpi_type(DT_REAL), r->to, (int)n, mpi_type(DT_REAL),
+                      MPI_COMM_WORLD, &request);
+        complete(c, request, deadline);
+        for (int64_t j = 0; j < n; j++) {
+            real sum = r->to[j];
+            for (int i = 1; i < c->size; i++) sum += r->to[i * n + j];
+            mine[at + j] = sum;
+        }
+    }
+}
+
+static void mpi_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const void *from,
+                           void *to) {
+    (void)s;
+    CHECK(count * c->size <= INT32_MAX, "all_to_all of %lld", (long long)count);
+    double deadline = meet(c, COMM_ALL_TO_ALL, type, count);
+    MPI_Request request;
+    MPI_Ialltoall(from, (int)count, mpi_type(type), to, (int)count, mpi_type(type), MPI_COMM_WORLD,
+                  &request);
+    complete(c, request, deadline);
+}
+
+static void mpi_close(Comm *c) {
+    Ranks *r = c->own;
+    if (r->started) MPI_Finalize();
+    free(r->theirs);
+    free(r->requests);
+    free(r->from);
+    free(r->to);
+    free(r);
+    free(c);
+}
+
+/* Under mpirun or srun; a program started by hand is a world of its own and needs no MPI. */
+static bool launched(void) {
+    return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
+}
+
+Comm *comm_world(double timeout_s) {
+    if (!launched()) return comm_self();
+    int ready, size, given;
+    MPI_Initialized(&ready);
+    if (!ready) MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    Ranks *r = xcalloc(1, sizeof *r);
+    *r = (Ranks){.timeout_s = timeout_s,
+                 .theirs = xcalloc((size_t)size, sizeof(Header)),
+                 .requests = xcalloc((size_t)size * 2, sizeof(MPI_Request)),
+                 .from = xcalloc((size_t)size * PIECE, sizeof(real)),
+                 .to = xcalloc((size_t)size * PIECE, sizeof(real)),
+                 .started = !ready};
+    Comm *c = xcalloc(1, sizeof *c);
+    *c = (Comm){.size = size,
+                .name = "mpi",
+                .all_gather = mpi_all_gather,
+                .reduce_scatter = mpi_reduce_scatter,
+                .all_to_all = mpi_all_to_all,
+                .close = mpi_close,
+                .own = r};
+    MPI_Comm_rank(MPI_COMM_WORLD, &c->rank);
+    return c;
+}
