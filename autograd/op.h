@@ -87,11 +87,15 @@ typedef struct {
     uint32_t step;  /* optimizer step, for dropout */
 } Ctx;
 
-/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least.
- */
+/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least, sent
+ * those that go to other ranks. */
 typedef struct {
-    double flops, bytes;
+    double flops, bytes, sent;
 } Cost;
+
+static inline Cost cost_of(double flops, double bytes) {
+    return (Cost){.flops = flops, .bytes = bytes};
+}
 
 struct Op {
     const char *name;

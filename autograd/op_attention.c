@@ -1,14 +1,14 @@
 /* Attention inside segments, per head.
  *
- *   P = softmax(s q k^T)   o = P v   lse_i = log sum_j exp(s q_i k_j)
+ *   P = softmax(s q k^T + bias)   o = P v   lse_i = log sum_j exp(s q_i k_j + bias_ij)
  *   dv = P^T do   dP = do v^T   dS = P (dP - rowsum(do o))   dq = s dS k   dk = s dS^T q
- * P is formed tile by tile, forward and backward (Dao et al. 2022).
+ * P is formed tile by tile, forward and backward (Dao et al. 2022). With a bias: forward only.
  */
 #include "autograd/ops.h"
 
 #include <math.h>
 
-enum { QK, V };
+enum { QK, V, BIAS };
 
 static Attention attention_shape(const Node *n) {
     const Tensor *v = n->in[V];
@@ -31,6 +31,10 @@ static Attention attention_of(const Node *n) {
     a.q = tensor_data(n->in[QK]);
     a.k = second_half(n->in[QK]);
     a.v = tensor_data(n->in[V]);
+    if (n->in[BIAS]) {
+        a.bias = tensor_data(n->in[BIAS]);
+        a.bias_rows = n->in[BIAS]->shape.dim[1];
+    }
     return a;
 }
 
@@ -62,8 +66,8 @@ static Cost cost(const Node *n, Phase p) {
         pairs += rows * rows;
     }
     double products = p == BACKWARD ? 5 : 2;
-    return (Cost){2 * products * pairs * (double)(a.heads * a.head_size),
-                  (p == BACKWARD ? 8 : 4) * bytes};
+    return cost_of(2 * products * pairs * (double)(a.heads * a.head_size),
+                   (p == BACKWARD ? 8 : 4) * bytes);
 }
 
 static size_t workspace(const Node *n, Phase p, const Ctx *c) {
@@ -79,15 +83,33 @@ static const Op ATTENTION = {.name = "attention",
                              .cost = cost,
                              .workspace = workspace};
 
-Tensor *op_attention(Graph *g, Tensor *qk, Tensor *v, int64_t heads, Segments rows) {
+static const Op BIASED = {
+    .name = "attention_biased", .forward = forward, .cost = cost, .workspace = workspace};
+
+static Tensor *record(Graph *g, const Op *op, Tensor *qk, Tensor *v, Tensor *bias, real scale,
+                      int64_t heads, Segments rows) {
     int64_t s = v->shape.dim[0], width = v->shape.dim[1];
     CHECK(v->shape.rank == 2 && shape_equal(qk->shape, SHAPE(2, s, width)) && width % heads == 0 &&
               rows.cu[rows.n] == s,
           "attention of %s with %lld heads", v->name, (long long)heads);
     Tensor *y = graph_tensor(g, "attention", v->shape, v->dtype, ROLE_VALUE);
     Tensor *lse = graph_tensor(g, "attention.lse", SHAPE(heads, s), DT_REAL, ROLE_VALUE);
-    Attr attr = {.attention = {.heads = heads,
-                               .scale = (real)(1 / sqrt((double)width / (double)heads)),
-                               .rows = rows}};
-    return graph_record(g, &ATTENTION, attr, 2, (Tensor *[]){qk, v}, 2, (Tensor *[]){y, lse});
+    Attr attr = {.attention = {.heads = heads, .scale = scale, .rows = rows}};
+    return graph_record(g, op, attr, 3, (Tensor *[]){qk, v, bias}, 2, (Tensor *[]){y, lse});
+}
+
+Tensor *op_attention(Graph *g, Tensor *qk, Tensor *v, int64_t heads, Segments rows) {
+    double size = (double)v->shape.dim[1] / (double)heads;
+    return record(g, &ATTENTION, qk, v, NULL, (real)(1 / sqrt(size)), heads, rows);
+}
+
+Tensor *op_attention_biased(Graph *g, Tensor *qk, Tensor *v, Tensor *bias, int64_t heads,
+                            Segments rows) {
+    int64_t longest = bias->shape.dim[1];
+    CHECK(shape_equal(bias->shape, SHAPE(heads, longest, longest)) && bias->dtype == DT_REAL,
+          "attention: bias %s", bias->name);
+    for (int b = 0; b < rows.n; b++)
+        CHECK(rows.cu[b + 1] - rows.cu[b] <= longest, "attention: segment %d is longer than %s", b,
+              bias->name);
+    return record(g, &BIASED, qk, v, bias, 1, heads, rows);
 }

@@ -39,8 +39,8 @@ static unsigned needs(const Node *n) {
 
 static Cost cost(const Node *n, Phase p) {
     double count = (double)tensor_count(n->in[X]), bytes = (double)tensor_bytes(n->in[X]);
-    if (p != BACKWARD) return (Cost){2 * count, 3 * bytes};
-    return (Cost){3 * count, (wants_grad(n->in[MOD]) ? 3 : 2) * bytes};
+    if (p != BACKWARD) return cost_of(2 * count, 3 * bytes);
+    return cost_of(3 * count, (wants_grad(n->in[MOD]) ? 3 : 2) * bytes);
 }
 
 static const Op GATE = {.name = "gate",

@@ -126,10 +126,10 @@ static Cost cost(const Node *n, Phase p) {
     double flops = 2.0 * (double)d.groups * (double)d.rows * (double)d.out * (double)d.in;
     double x = size * (double)(d.rows * d.in), w = size * (double)tensor_count(n->in[1]);
     double y = size * (double)(d.groups * d.rows * d.out);
-    if (p != BACKWARD) return (Cost){flops, x + w + (n->in[3] ? 2 : 1) * y};
+    if (p != BACKWARD) return cost_of(flops, x + w + (n->in[3] ? 2 : 1) * y);
     Cost sum = {0};
-    if (wants_grad(n->in[0])) sum = (Cost){flops, x + w + y};
-    if (wants_grad(n->in[1])) sum = (Cost){sum.flops + flops, sum.bytes + x + w + y};
+    if (wants_grad(n->in[0])) sum = cost_of(flops, x + w + y);
+    if (wants_grad(n->in[1])) sum = cost_of(sum.flops + flops, sum.bytes + x + w + y);
     return sum;
 }
 

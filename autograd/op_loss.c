@@ -25,7 +25,7 @@ static unsigned needs(const Node *n) {
 
 static Cost cost(const Node *n, Phase p) {
     double bytes = (double)tensor_bytes(n->in[0]) + (double)tensor_bytes(n->in[1]);
-    return (Cost){3 * (double)tensor_count(n->in[0]), p == BACKWARD ? 1.5 * bytes : bytes};
+    return cost_of(3 * (double)tensor_count(n->in[0]), p == BACKWARD ? 1.5 * bytes : bytes);
 }
 
 static const Op MSE = {

@@ -1,9 +1,10 @@
-/* Layer norms.
+/* Norms.
  *
  *   norm     n = xhat gamma + beta, xhat = (x - mean) rstd;  y = n (1 + scale) + shift where
  * modulated dn = dy (1 + scale)     dshift = sum dy     dscale = sum dy n    (over the rows of mod)
  *            dgamma = sum dn xhat    dbeta = sum dn
  *            dx = rstd (h - mean(h) - xhat mean(h xhat)),  h = gamma dn
+ *   rms_norm y = gamma x / sqrt(mean(x^2) + eps)      (forward only)
  *   qk_norm  the same over the E channels of each head without modulation, then channels (2i, 2i+1)
  *            turned by the row's angle i; backward turns back first.
  */
@@ -53,7 +54,7 @@ static unsigned norm_needs(const Node *n) {
 
 static Cost norm_cost(const Node *n, Phase p) {
     double count = (double)tensor_count(n->in[X]), bytes = (double)tensor_bytes(n->in[X]);
-    return p == BACKWARD ? (Cost){12 * count, 3 * bytes} : (Cost){8 * count, 2 * bytes};
+    return p == BACKWARD ? cost_of(12 * count, 3 * bytes) : cost_of(8 * count, 2 * bytes);
 }
 
 static const Op NORM = {.name = "norm",
@@ -76,6 +77,27 @@ Tensor *op_norm(Graph *g, Tensor *x, Tensor *gamma, Tensor *beta, real eps, Tens
     Attr attr = {.norm = {.eps = eps}};
     return graph_record(g, &NORM, attr, 5, (Tensor *[]){x, gamma, beta, mod, mod_row}, 2,
                         (Tensor *[]){y, stats});
+}
+
+static void rms_norm_forward(const Node *n, const Ctx *c) {
+    const Tensor *x = n->in[X];
+    RmsNorm norm = {.t = x->dtype,
+                    .rows = x->shape.dim[0],
+                    .width = x->shape.dim[1],
+                    .eps = n->attr.norm.eps,
+                    .x = tensor_data(x),
+                    .gamma = tensor_data(n->in[GAMMA])};
+    c->k->rms_norm(c->stream, &norm, tensor_data(n->out[0]));
+}
+
+static const Op RMS_NORM = {
+    .name = "rms_norm", .consumes = IN(X), .forward = rms_norm_forward, .cost = norm_cost};
+
+Tensor *op_rms_norm(Graph *g, Tensor *x, Tensor *gamma, real eps) {
+    CHECK(x->shape.rank == 2 && tensor_count(gamma) == x->shape.dim[1], "rms_norm %s", gamma->name);
+    Tensor *y = graph_tensor(g, "rms_norm", x->shape, x->dtype, ROLE_VALUE);
+    Attr attr = {.norm = {.eps = eps}};
+    return graph_record(g, &RMS_NORM, attr, 2, (Tensor *[]){x, gamma}, 1, &y);
 }
 
 enum { QK, GAMMA_Q, BETA_Q, GAMMA_K, BETA_K, ROPE };
@@ -118,7 +140,7 @@ static unsigned qk_norm_needs(const Node *n) {
 
 static Cost qk_norm_cost(const Node *n, Phase p) {
     double count = (double)tensor_count(n->in[QK]), bytes = (double)tensor_bytes(n->in[QK]);
-    return p == BACKWARD ? (Cost){16 * count, 3 * bytes} : (Cost){12 * count, 2 * bytes};
+    return p == BACKWARD ? cost_of(16 * count, 3 * bytes) : cost_of(12 * count, 2 * bytes);
 }
 
 static const Op QK_NORM = {.name = "qk_norm",

@@ -2,6 +2,7 @@
  *
  *   gelu     y = x/2 (1 + tanh(sqrt(2/pi)(x + 0.044715 x^3)))     dx = gelu'(x) dy
  *   silu     y = x / (1 + exp(-x))                                 dx = silu'(x) dy
+ *   geglu    y = gelu(a) b                                         forward only (Shazeer 2020)
  *   add      y = a + b                                             da = db = dy
  *   dropout  y = x m / (1 - p), m drawn                            dx = dy m / (1 - p)
  */
@@ -19,7 +20,8 @@ static unsigned needs_nothing(const Node *n) {
 
 /* Ten flops an element, which no roofline feels. */
 static Cost stream_cost(const Node *n, double passes) {
-    return (Cost){10.0 * (double)tensor_count(n->out[0]), passes * (double)tensor_bytes(n->out[0])};
+    return cost_of(10.0 * (double)tensor_count(n->out[0]),
+                   passes * (double)tensor_bytes(n->out[0]));
 }
 
 static Cost cost_unary(const Node *n, Phase p) { return stream_cost(n, p == BACKWARD ? 3 : 2); }
@@ -61,6 +63,19 @@ static const Op SILU = {.name = "silu",
                         .backward = silu_backward,
                         .needs = needs_input,
                         .cost = cost_unary};
+
+static void geglu_forward(const Node *n, const Ctx *c) {
+    const Tensor *y = n->out[0];
+    const char *gate = tensor_data(n->in[0]);
+    c->k->geglu(c->stream, y->dtype, tensor_count(y), gate, gate + tensor_bytes(y), tensor_data(y));
+}
+
+static Cost geglu_cost(const Node *n, Phase p) {
+    (void)p;
+    return stream_cost(n, 3);
+}
+
+static const Op GEGLU = {.name = "geglu", .forward = geglu_forward, .cost = geglu_cost};
 
 static void add_forward(const Node *n, const Ctx *c) {
     const Tensor *a = n->in[0], *b = n->in[1], *y = n->out[0];
@@ -132,6 +147,13 @@ static Tensor *unary(Graph *g, const Op *op, Tensor *x) {
 Tensor *op_gelu(Graph *g, Tensor *x) { return unary(g, &GELU, x); }
 
 Tensor *op_silu(Graph *g, Tensor *x) { return unary(g, &SILU, x); }
+
+Tensor *op_geglu(Graph *g, Tensor *x) {
+    CHECK(x->shape.rank == 3 && x->shape.dim[0] == 2, "geglu of %s", x->name);
+    Shape shape = SHAPE(x->shape.dim[1], x->shape.dim[2]);
+    Tensor *y = graph_tensor(g, "geglu", shape, x->dtype, ROLE_VALUE);
+    return graph_record(g, &GEGLU, (Attr){0}, 1, &x, 1, &y);
+}
 
 Tensor *op_add(Graph *g, Tensor *a, Tensor *b) {
     CHECK(tensor_count(a) == tensor_count(b), "add %s and %s", a->name, b->name);

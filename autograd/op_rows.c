@@ -15,7 +15,7 @@ static unsigned needs_index(const Node *n) {
 
 static Cost move_cost(const Node *n, Phase p) {
     (void)p;
-    return (Cost){0, 2 * (double)tensor_bytes(n->out[0])};
+    return cost_of(0, 2 * (double)tensor_bytes(n->out[0]));
 }
 
 static void join_forward(const Node *n, const Ctx *c) {
@@ -64,6 +64,7 @@ static unsigned gather_needs(const Node *n) {
 }
 
 static const Op GATHER_ROWS = {.name = "gather_rows",
+                               .cheap = true,
                                .forward = gather_forward,
                                .backward = gather_backward,
                                .needs = gather_needs,

@@ -17,6 +17,8 @@ Tensor *op_linear_add(Graph *g, Tensor *x, Tensor *w, Tensor *residual, real alp
 /* gelu, tanh form; silu. x any shape; consumed. */
 Tensor *op_gelu(Graph *g, Tensor *x);
 Tensor *op_silu(Graph *g, Tensor *x);
+/* y = gelu(x[0]) * x[1]; x [2,S,F] -> [S,F]. Not differentiated. */
+Tensor *op_geglu(Graph *g, Tensor *x);
 /* y = a + b, same shape; a is consumed. */
 Tensor *op_add(Graph *g, Tensor *a, Tensor *b);
 /* Inverted dropout of rows x [S,D] that belong to samples as `rows` says; ordinals [B] u32 input.
@@ -27,6 +29,9 @@ Tensor *op_dropout(Graph *g, Tensor *x, Tensor *ordinals, Segments rows, real p,
  * * (1 + scale) + shift from mod [M,P] (columns shift | scale | ...), row mod_row [S] i32. */
 Tensor *op_norm(Graph *g, Tensor *x, Tensor *gamma, Tensor *beta, real eps, Tensor *mod,
                 Tensor *mod_row);
+/* y = gamma * x / sqrt(mean(x^2) + eps) over the last axis of x [S,D], which is consumed; gamma [D].
+ * Not differentiated. */
+Tensor *op_rms_norm(Graph *g, Tensor *x, Tensor *gamma, real eps);
 /* y = x + gate * a, gate = columns [offset, offset + D) of mod [M,P], row mod_row [S]; x is
  * consumed. */
 Tensor *op_gate(Graph *g, Tensor *x, Tensor *a, Tensor *mod, Tensor *mod_row, int64_t offset);
@@ -36,6 +41,11 @@ Tensor *op_qk_norm(Graph *g, Tensor *qk, Tensor *gamma_q, Tensor *beta_q, Tensor
                    Tensor *beta_k, Tensor *rope, int64_t heads, real eps);
 /* softmax(q k^T / sqrt(E)) v inside each segment; qk [2,S,D], v [S,D] -> [S,D]. */
 Tensor *op_attention(Graph *g, Tensor *qk, Tensor *v, int64_t heads, Segments rows);
+
+/* softmax(q k^T + bias) v, likewise; bias [N,L,L] for the first L rows of every segment, none of
+ * which is longer. Not differentiated. */
+Tensor *op_attention_biased(Graph *g, Tensor *qk, Tensor *v, Tensor *bias, int64_t heads,
+                            Segments rows);
 
 /* Rows of text [T,D] and video [V,D] in the order of source [S] i32 (>= 0: text row, else video row
  * -1 - source), each used once. */

@@ -15,10 +15,25 @@ static void gather_sources(const ParamSet *p, const Bucket *b, DType type, char 
     }
 }
 
+/* Shards travel in the smaller of their form and the type that steps compute in. */
+static bool widens(const Bucket *b, DType type) { return dtype_size(b->form) < dtype_size(type); }
+
+static void gather_shards(const ParamSet *p, const Bucket *b, DType type, char *copy,
+                          void *workspace, Memory *m, Stream *s) {
+    Comm *comm = p->comm;
+    if (widens(b, type)) {
+        comm->all_gather(comm, s, b->form, b->shard.count, b->resident, workspace);
+        m->k->cast(s, b->form, type, b->count, workspace, copy);
+        return;
+    }
+    char *mine = copy + b->shard.from * (int64_t)dtype_size(type);
+    m->k->cast(s, b->form, type, b->shard.count, b->resident, mine);
+    comm->all_gather(comm, s, type, b->shard.count, mine, copy);
+}
+
 size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type) {
     const Bucket *b = &p->bucket[bucket];
-    if (b->home != HOME_RANKS || b->form == type) return 0;
-    return (size_t)b->count * dtype_size(b->form);
+    return b->home == HOME_RANKS && widens(b, type) ? (size_t)b->count * dtype_size(b->form) : 0;
 }
 
 void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *workspace,
@@ -31,12 +46,9 @@ void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *
     case HOME_DEVICE:
         m->k->cast(s, b->form, type, b->count, b->resident, copy);
         break;
-    case HOME_RANKS: { /* travels in its form, which may be half as large */
-        void *whole = b->form == type ? copy : workspace;
-        p->comm->all_gather(p->comm, s, b->form, b->shard.count, b->resident, whole);
-        if (whole != copy) m->k->cast(s, b->form, type, b->count, whole, copy);
+    case HOME_RANKS:
+        gather_shards(p, b, type, copy, workspace, m, s);
         break;
-    }
     }
 }
 

@@ -172,9 +172,15 @@ void plan_backward(Plan *p, Tensor *loss) {
 
 Cost step_cost(const Plan *p, const Step *s) {
     if (s->node) return s->node->op->cost(s->node, s->phase);
-    const Bucket *b = &p->graph->params->bucket[s->bucket];
-    DType to = s->phase == GATHER ? p->graph->dtype : DT_REAL;
-    return (Cost){0, (double)b->count * (double)(dtype_size(b->form) + dtype_size(to))};
+    const ParamSet *set = p->graph->params;
+    const Bucket *b = &set->bucket[s->bucket];
+    bool gather = s->phase == GATHER;
+    double to = (double)dtype_size(gather ? p->graph->dtype : DT_REAL);
+    Cost c = cost_of(0, (double)b->count * ((double)dtype_size(b->form) + to));
+    double others = (double)b->count * (params_world(set) - 1) / params_world(set);
+    if (gather && b->home == HOME_RANKS) c.sent = others * MIN((double)dtype_size(b->form), to);
+    if (!gather) c.sent = others * sizeof(real) * (b->grads.count < b->count ? 1 : 2);
+    return c;
 }
 
 Cost plan_cost(const Plan *p, int phase) {
@@ -185,6 +191,7 @@ Cost plan_cost(const Plan *p, int phase) {
         Cost c = step_cost(p, s);
         sum.flops += c.flops;
         sum.bytes += c.bytes;
+        sum.sent += c.sent;
     }
     return sum;
 }

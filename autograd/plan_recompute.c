@@ -43,8 +43,8 @@ static void ensure_needs(Pass *a, const Node *n) {
     unsigned needs = n->op->needs(n);
     for (int i = 0; i < MAX_IN; i++)
         if (n->in[i] && needs & IN(i)) ensure(a, n->in[i], n->segment, true);
-    for (int i = 0; i < MAX_OUT; i++)
-        if (n->out[i] && needs & OUT(i)) ensure(a, n->out[i], n->segment, true);
+    /* Side outputs (statistics of rows) are small: they stay from the forward half. */
+    if (needs & OUT(0)) ensure(a, n->out[0], n->segment, true);
 }
 
 void plan_recompute(Plan *p, const Recompute *policy, int n_segments) {

@@ -23,6 +23,8 @@ typedef struct {
     int64_t rows, padded, size, ep, ld; /* rows, rounded up to COLS; E, EP, N*E */
     real scale;
     const real *q, *k, *v;
+    const real *bias; /* [L,L] of the head, or NULL */
+    int64_t bias_ld;  /* L */
 } Head;
 
 static int64_t head_padded(int64_t size) { return align_up(size, COLS); }
@@ -37,6 +39,8 @@ static Head head_of(const Attention *a, int segment, int64_t head) {
     h.q = (const real *)a->q + at;
     h.k = (const real *)a->k + at;
     h.v = (const real *)a->v + at;
+    h.bias_ld = a->bias_rows;
+    h.bias = a->bias ? a->bias + head * a->bias_rows * a->bias_rows : NULL;
     return h;
 }
 
@@ -100,6 +104,16 @@ static void unpack_rows(const Head *h, const real *from, int64_t rows, real scal
         for (int64_t e = 0; e < h->size; e++) x[i * h->ld + e] = scale * from[i * h->ep + e];
 }
 
+/* Adds the bias of rows [first, first + rows) and keys [key, key + keys) to their scores. */
+static void add_bias(const Head *h, int64_t first, int64_t rows, int64_t key, int64_t keys,
+                     real *scores, int64_t ld) {
+    int64_t n = MIN(keys, h->rows - key);
+    for (int64_t i = 0; i < rows; i++) {
+        const real *bias = h->bias + (first + i) * h->bias_ld + key;
+        for (int64_t j = 0; j < n; j++) scores[i * ld + j] += bias[j];
+    }
+}
+
 /* Scores of keys beyond the segment become -infinity; columns begin at key `first`. */
 static void mask_tail(const Head *h, int64_t first, int64_t rows, int64_t cols, real *scores,
                       int64_t ld) {
@@ -146,6 +160,7 @@ static void forward_tile(const Head *h, Forward *f, int64_t first, real *out, re
         for (int64_t j = 0; j < keys; j += COLS)
             multiply(rows, COLS, h->size, f->q, ep, f->kt + (key + j) * h->size, COLS,
                      f->scores + j, BLOCK);
+        if (h->bias) add_bias(h, first, rows, key, keys, f->scores, BLOCK);
         mask_tail(h, key, rows, keys, f->scores, BLOCK);
         for (int64_t i = 0; i < rows; i++)
             softmax_row(keys, f->scores + i * BLOCK, f->max + i, f->sum + i, ep, f->out + i * ep);
@@ -271,6 +286,9 @@ static int threads_for(const Stream *s, const Attention *a, bool backward) {
     check_type(a->t, "attention");
     CHECK(a->head_size > 0 && a->head_size <= MAX_HEAD, "attention: head size %lld",
           (long long)a->head_size);
+    for (int b = 0; a->bias && b < a->segments; b++)
+        CHECK(!backward && a->cu_rows[b + 1] - a->cu_rows[b] <= a->bias_rows,
+              "attention: segment %d with a bias of %lld rows", b, (long long)a->bias_rows);
     size_t one = (size_t)thread_elements(a, backward) * sizeof(real);
     CHECK(s->workspace_bytes >= one, "attention: needs %zu bytes of workspace, has %zu", one,
           s->workspace_bytes);

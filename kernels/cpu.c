@@ -76,8 +76,12 @@ void cpu_cast(Stream *s, DType from, DType to, int64_t n, const void *src, void 
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_MIN)
     for (int64_t i = 0; i < n; i += BLOCK) {
         real x[BLOCK];
+        double aligned[BLOCK];
         int64_t count = MIN(BLOCK, n - i);
-        widen(from, count, (const char *)src + (size_t)i * dtype_size(from), x);
+        size_t size = dtype_size(from);
+        const void *at = (const char *)src + (size_t)i * size;
+        if ((uintptr_t)at % size) at = memcpy(aligned, at, (size_t)count * size);
+        widen(from, count, at, x);
         narrow(to, count, x, (char *)dst + (size_t)i * dtype_size(to));
     }
 }
@@ -102,10 +106,12 @@ const Backend BACKEND_CPU = {
     .gelu_grad = cpu_gelu_grad,
     .silu = cpu_silu,
     .silu_grad = cpu_silu_grad,
+    .geglu = cpu_geglu,
     .axpy = cpu_axpy,
     .dropout = cpu_dropout,
     .norm = cpu_norm,
     .norm_grad = cpu_norm_grad,
+    .rms_norm = cpu_rms_norm,
     .gate = cpu_gate,
     .gate_grad = cpu_gate_grad,
     .qk_norm = cpu_qk_norm,

@@ -79,10 +79,12 @@ void cpu_gelu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy,
 void cpu_silu(Stream *s, DType t, int64_t n, const void *x, void *y);
 void cpu_silu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
                    void *dx);
+void cpu_geglu(Stream *s, DType t, int64_t n, const void *gate, const void *x, void *y);
 void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real keep, void *y);
 void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y);
 void cpu_norm(Stream *s, const Norm *n, void *y);
 void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g);
+void cpu_rms_norm(Stream *s, const RmsNorm *n, void *y);
 void cpu_gate(Stream *s, const Gate *g, const void *x, void *y);
 void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da, real keep_dmod,
                    void *dmod);

@@ -30,10 +30,10 @@ static void pack_panel(const GemmPart *g, const real *b, int64_t j, const Block 
             memcpy(to + p * TILE_COLS, b + (block->p + p) * g->ldb + j, (size_t)n * sizeof *to);
         return;
     }
-    for (int64_t p0 = 0; p0 < block->k; p0 += LANES)
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t p = p0; p < MIN(p0 + LANES, block->k); p++)
-                to[p * TILE_COLS + i] = b[(j + i) * g->ldb + block->p + p];
+    for (int64_t i = 0; i < n; i += LANES)
+        for (int64_t p = 0; p < block->k; p += LANES)
+            transpose(b + (j + i) * g->ldb + block->p + p, g->ldb, MIN(LANES, n - i),
+                      MIN(LANES, block->k - p), to + p * TILE_COLS + i, TILE_COLS);
 }
 
 /* Before the first block of k: C becomes the bias, where there is one. */

@@ -66,6 +66,15 @@ typedef struct {
     real keep_dx, keep_dgamma, keep_dbeta, keep_dmod;
 } NormGrad;
 
+/* y = gamma * x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019). */
+typedef struct {
+    DType t;
+    int64_t rows, width; /* S, D */
+    real eps;
+    const void *x;     /* [S,D] */
+    const void *gamma; /* [D] */
+} RmsNorm;
+
 /* y = x + gate * a, gate = columns [offset, offset + D) of row mod_row[s] of mod. */
 typedef struct {
     DType t;
@@ -94,7 +103,7 @@ typedef struct {
     real keep_dx, keep_dgamma[2], keep_dbeta[2];
 } QkNormGrad;
 
-/* Full attention inside each segment of rows: out = softmax(scale * q k^T) v per head.
+/* Full attention inside each segment of rows: out = softmax(scale * q k^T + bias) v per head.
  * Never forms S x S. A segment's result does not depend on the other segments. */
 typedef struct {
     DType t;
@@ -103,6 +112,8 @@ typedef struct {
     int segments;                   /* B */
     const int64_t *cu_rows;         /* [B+1] on the host: first row of each segment, and S */
     const void *q, *k, *v;          /* [S,N*E] each; head h is columns [h*E, (h+1)*E) */
+    const real *bias;  /* [N,L,L], row i and key j of every segment; NULL: none. Forward only */
+    int64_t bias_rows; /* L, at least the rows of the longest segment */
 } Attention;
 
 /* Latents [F,C,H,W] as patch rows: row (f', h', w'), column offset + ((c*pt + a)*p + i)*p + j holds
@@ -152,7 +163,7 @@ typedef struct Backend {
     void (*zero)(Stream *s, void *p, size_t bytes);
 
     /* dst[i] = (type to) src[i]. From F64, F32, BF16, F16 to F32, BF16, F16, DT_REAL; rounds to
-     * nearest even (from F64 by way of DT_REAL). */
+     * nearest even (from F64 by way of DT_REAL). src may lie at any address, as in a file. */
     void (*cast)(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
 
     /* Matrix products. */
@@ -170,6 +181,8 @@ typedef struct Backend {
     void (*silu)(Stream *s, DType t, int64_t n, const void *x, void *y);
     void (*silu_grad)(Stream *s, DType t, int64_t n, const void *x, const void *dy, real keep,
                       void *dx);
+    /* y = gelu(gate) * x: the gated unit of T5's feed-forward. */
+    void (*geglu)(Stream *s, DType t, int64_t n, const void *gate, const void *x, void *y);
     /* y = keep*y + alpha*x */
     void (*axpy)(Stream *s, DType t, int64_t n, real alpha, const void *x, real keep, void *y);
     void (*dropout)(Stream *s, const Dropout *d, const void *x, real keep, void *y);
@@ -177,6 +190,7 @@ typedef struct Backend {
     /* Rows. */
     void (*norm)(Stream *s, const Norm *n, void *y);
     void (*norm_grad)(Stream *s, const Norm *n, const NormGrad *g);
+    void (*rms_norm)(Stream *s, const RmsNorm *n, void *y);         /* y may be x */
     void (*gate)(Stream *s, const Gate *g, const void *x, void *y); /* y may be x */
     /* da = keep_da*da + gate*dy; dmod as in NormGrad, its columns [offset, offset+D) = sum dy * a.
      */

@@ -1,4 +1,5 @@
-/* LayerNorm with modulation over whole rows, and the q/k norm with rotation over heads. */
+/* LayerNorm with modulation and RMS norm over whole rows, and the q/k norm with rotation over
+ * heads. */
 #include "kernels/cpu.h"
 #include "kernels/math.h"
 
@@ -145,6 +146,20 @@ void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g) {
         Moments m = {n->stats[2 * i], n->stats[2 * i + 1]};
         norm_row_grad((const real *)g->dy + i * width, (const real *)n->x + i * width, n->gamma,
                       mod ? mod + width : NULL, m, width, g->keep_dx, (real *)g->dx + i * width);
+    }
+}
+
+void cpu_rms_norm(Stream *s, const RmsNorm *n, void *y) {
+    (void)s;
+    check_type(n->t, "rms_norm");
+    const real *gamma = n->gamma;
+#pragma omp parallel for schedule(static) if (n->rows * n->width >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n->rows; i++) {
+        const real *x = (const real *)n->x + i * n->width;
+        real *to = (real *)y + i * n->width;
+        real square = sum_shifted(x, n->width, 0, true) / (real)n->width;
+        real scale = 1 / sqrt_real(square + n->eps);
+        for (int64_t j = 0; j < n->width; j++) to[j] = gamma[j] * (x[j] * scale);
     }
 }
 

@@ -41,6 +41,15 @@ void cpu_silu_grad(Stream *s, DType t, int64_t n, const void *x, const void *dy,
     for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, silu_grad(from[i]) * grad[i]);
 }
 
+void cpu_geglu(Stream *s, DType t, int64_t n, const void *gate, const void *x, void *y) {
+    (void)s;
+    check_type(t, "geglu");
+    const real *a = gate, *b = x;
+    real *to = y;
+#pragma omp parallel for simd schedule(static) if (parallel : n >= PARALLEL_MIN)
+    for (int64_t i = 0; i < n; i++) to[i] = gelu(a[i]) * b[i];
+}
+
 void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real keep, void *y) {
     (void)s;
     check_type(t, "axpy");

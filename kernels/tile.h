@@ -16,5 +16,8 @@ typedef struct {
     bool add;
 } TileProduct;
 
+/* y[j*ldy + i] = x[i*ldx + j], i < rows <= LANES, j < cols <= LANES. */
+void transpose(const real *x, int64_t ldx, int64_t rows, int64_t cols, real *y, int64_t ldy);
+
 /* On this thread. A row or column of C has the same bits whatever else is in C. */
 void multiply_tiles(const TileProduct *t, const real *a, const real *b, real *c);

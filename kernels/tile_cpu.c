@@ -8,6 +8,39 @@
 
 #include <string.h>
 
+typedef __typeof__((Vec){0} < (Vec){0}) Lanes;
+
+/* Swaps the off-diagonal quarters of each 2 step x 2 step square of v. */
+static inline __attribute__((always_inline)) void swap_quarters(int step, Vec v[LANES]) {
+    Lanes upper, lower;
+    for (int l = 0; l < LANES; l++) {
+        upper[l] = l & step ? LANES + l - step : l;
+        lower[l] = l & step ? LANES + l : l + step;
+    }
+    for (int i = 0; i < LANES; i++) {
+        if (i & step) continue;
+        Vec x = v[i], y = v[i + step];
+        v[i] = __builtin_shuffle(x, y, upper);
+        v[i + step] = __builtin_shuffle(x, y, lower);
+    }
+}
+
+static void transpose_square(const real *x, int64_t ldx, real *y, int64_t ldy) {
+    Vec v[LANES];
+    for (int i = 0; i < LANES; i++) v[i] = vec_load(x + i * ldx);
+    swap_quarters(1, v);
+    swap_quarters(2, v);
+    if (LANES > 4) swap_quarters(4, v);
+    if (LANES > 8) swap_quarters(8, v);
+    for (int i = 0; i < LANES; i++) vec_store(y + i * ldy, v[i]);
+}
+
+void transpose(const real *x, int64_t ldx, int64_t rows, int64_t cols, real *y, int64_t ldy) {
+    if (rows == LANES && cols == LANES) return transpose_square(x, ldx, y, ldy);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) y[j * ldy + i] = x[i * ldx + j];
+}
+
 /* One tile; `rows` is a constant wherever this is expanded. */
 static inline __attribute__((always_inline)) void tile(int rows, const TileProduct *t,
                                                        const real *a, const real *restrict b,

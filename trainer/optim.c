@@ -82,6 +82,19 @@ void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, d
     }
 }
 
+Cost optim_cost(const ParamSet *p) {
+    enum { PASSES = 7 }; /* gradient, master, m and v read; master, m and v written */
+    Cost c = {0};
+    for (int i = 0; i < p->n_buckets; i++) {
+        const Bucket *b = &p->bucket[i];
+        if (!b->trained) continue;
+        c.bytes += PASSES * (double)b->moments.count * sizeof(real);
+        if (b->rests.count > b->moments.count)
+            c.sent += (double)b->shard.count * (params_world(p) - 1) * sizeof(real);
+    }
+    return c;
+}
+
 double learning_rate_at(const TrainConfig *c, int64_t step) {
     if (step < c->warmup_steps) return c->learning_rate * (double)step / (double)c->warmup_steps;
     double left = (double)MAX(1, c->steps - c->warmup_steps);

@@ -1,6 +1,7 @@
 /* The optimizer: global-norm clipping, AdamW over trained buckets, learning-rate schedules. */
 #pragma once
 
+#include "autograd/op.h"
 #include "autograd/param.h"
 #include "trainer/config.h"
 
@@ -19,6 +20,10 @@ double optim_grad_norm(Optim *o, const ParamSet *p, Memory *m, Stream *s);
  * min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ does; clip_norm 0: never. */
 void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, double grad_norm,
                 int64_t step, Memory *m, Stream *s);
+
+/* What one optimizer step moves on this rank: gradients, masters and moments once over, and masters
+ * to the other ranks where their moments are sharded. */
+Cost optim_cost(const ParamSet *p);
 
 /* The rate of step `step` (from 0), as diffusers' get_scheduler has it: constant, linear to 0 or
  * half a cosine over `steps`, each after `warmup_steps` steps that rise from 0. */

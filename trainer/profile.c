@@ -11,14 +11,15 @@
 
 /* Sources. h200: bf16 products and copies measured on one; attention from published D = 64 figures
  * (FlashAttention-3 on an H100). Others: the vendor's dense 16-bit rate with f32 accumulation at 80
- * % for products, attention at 60 % of that, 90 % of the memory rate. */
+ * % for products, attention at 60 % of that, 90 % of the memory rate; links are NVLink one way, or
+ * the PCIe slot. */
 static const Profile PROFILES[] = {
-    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12},
-    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12},
-    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12},
-    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12},
-    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12},
-    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12},
+    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12, 4.5e11},
+    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12, 4.5e11},
+    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12, 3.0e11},
+    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12, 5.0e10},
+    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12, 2.5e10},
+    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12, 2.5e10},
 };
 
 const Profile *profile_find(const char *name) {
@@ -123,6 +124,7 @@ Profile profile_measure(void) {
                  .attention_forward_flops = 4 * pairs / fastest(&t, run_forward),
                  .attention_backward_flops = 10 * pairs / fastest(&t, run_backward),
                  .memory_rate = 2.0 * COPY * sizeof(real) / fastest(&t, run_copy)};
+    p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */
     t.k->release(workspace);
     t.k->release(t.a);
     t.k->release(t.b);
@@ -141,7 +143,8 @@ double profile_seconds(const Profile *p, const Plan *plan) {
         double rate = !attention             ? p->matmul_flops
                       : s->phase == BACKWARD ? p->attention_backward_flops
                                              : p->attention_forward_flops;
-        seconds += MAX(c.flops / rate, c.bytes / p->memory_rate);
+        double here = MAX(c.flops / rate, c.bytes / p->memory_rate);
+        seconds += MAX(here, c.sent / p->link_rate);
     }
     return seconds;
 }

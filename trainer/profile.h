@@ -12,6 +12,7 @@ typedef struct {
     double matmul_flops;   /* per second, in the type that steps compute in */
     double attention_forward_flops, attention_backward_flops;
     double memory_rate; /* bytes per second, reads and writes together */
+    double link_rate;   /* bytes per second that a rank sends to others */
 } Profile;
 
 /* The program itself, its libraries' code and threads' stacks, on a CPU: stated, not planned. */
@@ -28,5 +29,6 @@ void profile_list(char *text, size_t size);
 /* Times a product, a small attention and a copy on this machine's CPU (about 0.2 s). */
 Profile profile_measure(void);
 
-/* The plan's steps one after the other, each at the slower of its arithmetic and its traffic. */
+/* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic and
+ * what it sends. */
 double profile_seconds(const Profile *p, const Plan *plan);

@@ -18,6 +18,7 @@ typedef struct {
     int64_t masters, moments, base; /* parts of bytes.resident */
     int64_t mapped;                 /* bytes of the base model that rest in its files */
     int64_t peak_bytes;             /* on the device, context included */
+    double micro_sent;              /* bytes that a rank sends in a micro-step */
     Cost step;                      /* one optimizer step */
     double step_seconds;
 } Report;
@@ -29,21 +30,22 @@ static const char *recompute_name(RecomputeChoice choice) {
 }
 
 static const char *base_home(const Report *r) {
-    return r->base ? "device" : r->mapped ? "file" : "none";
+    for (int i = 0; i < r->model->params->n_buckets; i++) {
+        const Bucket *b = &r->model->params->bucket[i];
+        if (!b->trained)
+            return b->home == HOME_FILE ? "file" : b->home == HOME_RANKS ? "ranks" : "device";
+    }
+    return "none";
 }
 
 static void count_resident(Report *r) {
     const ParamSet *p = r->model->params;
     for (int i = 0; i < p->n_buckets; i++) {
         const Bucket *b = &p->bucket[i];
-        int64_t bytes = b->count * (int64_t)dtype_size(b->form);
-        if (b->trained) {
-            r->masters += bytes;
-            r->moments += 3 * b->count * (int64_t)sizeof(real);
-        } else if (b->home == HOME_DEVICE)
-            r->base += bytes;
-        else
-            r->mapped += bytes;
+        int64_t size = (int64_t)dtype_size(b->form);
+        *(b->trained ? &r->masters : &r->base) += b->rests.count * size;
+        r->moments += (b->grads.count + 2 * b->moments.count) * (int64_t)sizeof(real);
+        if (b->home == HOME_FILE) r->mapped += b->count * size;
     }
 }
 
@@ -59,12 +61,12 @@ static Profile pick_profile(const Config *c) {
 static void predict(Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
     double micros = (double)r->config->train.accumulate;
-    Cost c = plan_cost(plan, -1);
-    double trained = (double)params_total(r->model->params, true);
-    double update =
-        7 * sizeof(real) * trained; /* gradient, master and moments read, three written */
-    r->step = (Cost){micros * c.flops, micros * c.bytes + update};
-    r->step_seconds = micros * profile_seconds(&r->profile, plan) + update / r->profile.memory_rate;
+    Cost c = plan_cost(plan, -1), update = optim_cost(r->model->params);
+    r->micro_sent = c.sent;
+    r->step =
+        (Cost){micros * c.flops, micros * c.bytes + update.bytes, micros * c.sent + update.sent};
+    r->step_seconds = micros * profile_seconds(&r->profile, plan) +
+                      update.bytes / r->profile.memory_rate + update.sent / r->profile.link_rate;
 }
 
 static void print_bytes(const char *name, int64_t bytes, const char *note) {
@@ -105,6 +107,10 @@ static void print_table(const Report *r) {
     printf("step      %.4g TFLOP, %.4g GB moved, %d steps in the plan, %d micro-steps\n",
            r->step.flops / 1e12, r->step.bytes / 1e9, plan->n_steps,
            (int)r->config->train.accumulate);
+    if (r->model->comm->size > 1)
+        printf("ranks     %d, ZeRO %d; each sends %.4g GB a micro-step, %.4g GB a step\n",
+               r->model->comm->size, r->model->params->zero, r->micro_sent / 1e9,
+               r->step.sent / 1e9);
     printf("time      %.4g s an optimizer step, predicted\n", r->step_seconds);
 }
 
@@ -113,17 +119,19 @@ static void print_json(const Report *r) {
     json_t *choices = json_pack(
         "{s:s, s:s, s:s, s:s}", "recompute", recompute_name(r->learner->recompute), "base_home",
         base_home(r), "compute", dtype_name(r->model->compute), "device", r->profile.name);
-    json_t *j = json_pack(
-        "{s:I, s:I, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o}",
-        "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes", (json_int_t)0,
-        "step_seconds", r->step_seconds, "flops", r->step.flops, "bytes", r->step.bytes,
-        "arena_bytes", (json_int_t)r->bytes.arena, "workspace_bytes",
-        (json_int_t)r->bytes.workspace, "constant_bytes", (json_int_t)r->bytes.constants,
-        "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
-        "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
-        (json_int_t)r->profile.context_bytes, "rows",
-        (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples], "steps",
-        plan->n_steps, "choices", choices);
+    json_t *j =
+        json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+                  "s:I, s:i, s:o}",
+                  "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes", (json_int_t)0,
+                  "step_seconds", r->step_seconds, "flops", r->step.flops, "bytes", r->step.bytes,
+                  "sent_bytes", r->step.sent, "world", r->model->comm->size, "arena_bytes",
+                  (json_int_t)r->bytes.arena, "workspace_bytes", (json_int_t)r->bytes.workspace,
+                  "constant_bytes", (json_int_t)r->bytes.constants, "master_bytes",
+                  (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments, "base_bytes",
+                  (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
+                  (json_int_t)r->profile.context_bytes, "rows",
+                  (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples],
+                  "steps", plan->n_steps, "choices", choices);
     CHECK(j, "plan: JSON");
     json_dumpf(j, stdout, JSON_INDENT(2));
     printf("\n");

@@ -47,6 +47,7 @@ static inline void run_child(FILE *out, FILE *err, char **args) {
     struct rlimit limit = {run_as.file_bytes, run_as.file_bytes};
     if (run_as.file_bytes && setrlimit(RLIMIT_FSIZE, &limit)) _exit(126);
     if (run_as.unprivileged && !geteuid() && (setgid(65534) || setuid(65534))) _exit(126);
+    setenv("OMP_NUM_THREADS", "1", 0); /* the models are tiny: threads would only wait */
     execv(getenv("COGSMITH"), args);
     _exit(126);
 }
