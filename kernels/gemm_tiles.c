@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-    K_BLOCK = 256,
+    K_BLOCK = 512,
     N_BLOCK = 2048,               /* columns of op(B) packed at a time */
     ROW_BLOCK = 16 * TILE_ROWS,   /* of one task: its part of A stays in the second-level cache */
     COL_BLOCK = 256,              /* of one task */

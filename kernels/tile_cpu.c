@@ -46,6 +46,8 @@ static inline __attribute__((always_inline)) void tile(int rows, const TileProdu
                                                        const real *a, const real *restrict b,
                                                        real *restrict c, int64_t ldc) {
     Vec sum[TILE_ROWS][TILE_VECS] = {{{0}}};
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TILE_VECS; j++) __builtin_prefetch(c + i * ldc + j * LANES, 1);
     for (int64_t p = 0; p < t->k; p++)
         for (int i = 0; i < rows; i++) {
             real x = a[i * t->a_row + p * t->a_col];

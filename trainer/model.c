@@ -4,6 +4,7 @@
 
 #include "data/nearest.h"
 #include "kernels/random.h"
+#include "trainer/folder.h"
 #include "trainer/lora.h"
 
 #include <stdio.h>
@@ -17,21 +18,7 @@ static bool exists(const char *path) {
 }
 
 bool transformer_folder(const char *model_path, char **folder, Error *e) {
-    for (int own = 0; own < 2; own++) {
-        *folder = own ? xstrdup(model_path) : xprintf("%s/transformer", model_path);
-        char *config = xprintf("%s/config.json", *folder);
-        bool found = exists(config);
-        free(config);
-        if (found) return true;
-        free(*folder);
-    }
-    *folder = NULL;
-    if (!exists(model_path)) return error_set(e, EXIT_USER, "%s: no such folder", model_path);
-    return error_set(
-        e, EXIT_USER,
-        "%s: expected transformer/config.json (a diffusers model folder) or config.json "
-        "(the transformer's own folder)",
-        model_path);
+    return component_folder(model_path, "transformer", "config.json", folder, e);
 }
 
 /* ---- weights ----------------------------------------------------------------------------------

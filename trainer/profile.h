@@ -16,7 +16,7 @@ typedef struct {
 } Profile;
 
 /* The program itself, its libraries' code and threads' stacks, on a CPU: stated, not planned. */
-enum { CPU_CONTEXT_BYTES = 96 << 20 };
+enum { CPU_CONTEXT_BYTES = 40 << 20 };
 
 /* What plans may use of a device: memory.budget where it is set, else what the device has (of this
  * machine, what is free now), less the context. profile NULL: this machine. */

@@ -2,6 +2,7 @@
  * implementation. See --help and the README for the names of inputs and outputs. */
 #include "trainer/cli.h"
 #include "trainer/learner.h"
+#include "trainer/probe_text.h"
 #include "trainer/profile.h"
 
 #include <stdio.h>
@@ -390,9 +391,10 @@ static void run_probe(Config *c, const Inputs *in) {
 int verb_probe(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "probe");
-    config_require(c, "probe.inputs", "probe");
+    if (!c->probe.captions) config_require(c, "probe.inputs", "probe");
     config_require(c, "probe.out", "probe");
     check_settings(c);
+    if (probe_text(c)) return 0;
     if (!config_is_set(c, "train.warmup_steps")) c->train.warmup_steps = 0;
     Inputs in = inputs_read(c->probe.inputs);
     run_probe(c, &in);

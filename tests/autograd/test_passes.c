@@ -176,6 +176,26 @@ static void recomputation_keeps_the_bits(void **state) {
     }
 }
 
+/* What each policy runs again: nothing; all but attention; all. */
+static void policies_recompute_what_they_say(void **state) {
+    (void)state;
+    const Recompute *policies[] = {NONE, POLICIES[0], POLICIES[1]};
+    for (int i = 0; i < 3; i++) {
+        Blocks b = blocks_open(KINDS[0]);
+        Scene s = scene_open(1, b.params);
+        blocks_plan(&b, &s, policies[i], 1);
+        int attention = 0, all = count_steps(s.plan, RECOMPUTE);
+        for (int j = 0; j < s.plan->n_steps; j++) {
+            const Step *step = &s.plan->steps[j];
+            if (step->phase == RECOMPUTE) attention += !strcmp(step->node->op->name, "attention");
+        }
+        assert_int_equal(all > 0, i > 0);
+        assert_int_equal(attention, i == 2 ? N_BLOCKS : 0);
+        scene_close(&s);
+        blocks_close(&b);
+    }
+}
+
 static void repeated_runs_have_the_same_bits(void **state) {
     (void)state;
     for (size_t k = 0; k < COUNT(KINDS); k++) {
@@ -494,6 +514,7 @@ int main(void) {
     omp_set_num_threads(1); /* these sizes are too small for more */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(recomputation_keeps_the_bits),
+        cmocka_unit_test(policies_recompute_what_they_say),
         cmocka_unit_test(repeated_runs_have_the_same_bits),
         cmocka_unit_test(threads_do_not_change_the_bits),
         cmocka_unit_test(accumulation_is_a_sum_in_order),

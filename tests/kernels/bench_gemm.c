@@ -38,8 +38,19 @@ static void run_case(Stream *s, Library *l, Case c) {
     c.a = numbers(g->m * g->k, 1);
     c.b = numbers(g->k * g->n, 2);
     c.c = numbers(g->m * g->n, 3);
-    c.part = (GemmPart){g->m, g->n, g->k, g->lda, g->ldb, g->ldc, omp_get_max_threads(), 1, 0,
-                        g->a_transposed, g->b_transposed, 0, 0};
+    c.part = (GemmPart){g->m,
+                        g->n,
+                        g->k,
+                        g->lda,
+                        g->ldb,
+                        g->ldc,
+                        omp_get_max_threads(),
+                        1,
+                        0,
+                        g->a_transposed,
+                        g->b_transposed,
+                        0,
+                        0};
     c.bare = product_create(l, &c.part);
     assert_true(MAX(cpu_gemm_workspace(s, g), product_workspace(c.bare)) <= WORKSPACE);
     for (int round = 0; round < ROUNDS; round++)
@@ -55,8 +66,17 @@ static void run_case(Stream *s, Library *l, Case c) {
 
 /* y = x W^T; dx = dy W; dW = dy^T x. */
 static Gemm forward(int64_t m, int64_t n, int64_t k) {
-    return (Gemm){.type = DT_REAL, .type_c = DT_REAL, .m = m,   .n = n,   .k = k,    .batch = 1,
-                  .lda = k,        .ldb = k,          .ldc = n, .alpha = 1, .b_transposed = true};
+    return (Gemm){.type = DT_REAL,
+                  .type_c = DT_REAL,
+                  .m = m,
+                  .n = n,
+                  .k = k,
+                  .batch = 1,
+                  .lda = k,
+                  .ldb = k,
+                  .ldc = n,
+                  .alpha = 1,
+                  .b_transposed = true};
 }
 
 static Gemm input_gradient(int64_t m, int64_t n, int64_t k) {

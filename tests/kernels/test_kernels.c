@@ -51,6 +51,20 @@ static void gelu_and_silu(void **state) {
     }
 }
 
+static void geglu_is_gelu_times_x(void **state) {
+    for (int64_t n = 1; n < 50000; n = 5 * n + 3) {
+        real *gate = numbers(n, 1), *x = numbers(n, 2), *y = output(n, 0, 3);
+        for (int64_t i = 0; i < n; i++) gate[i] *= 6;
+        BACKEND_CPU.geglu(*state, DT_REAL, n, gate, x, y);
+        for (int64_t i = 0; i < n; i++) {
+            double unit = plain_gelu((double)gate[i]), want = unit * (double)x[i];
+            double error = 10 + 8 * fmin(fabs((double)gate[i]) * 8, 60); /* as for gelu */
+            expect_near("y", i, (double)y[i], want, error, fabs(want) + 1e-30);
+        }
+        release(3, gate, x, y);
+    }
+}
+
 static void axpy_scales_and_keeps(void **state) {
     enum { N = 1003 };
     for (int keep = 0; keep < 2; keep++) {
@@ -220,6 +234,31 @@ static void norm_and_gradient(void **state) {
     for (size_t i = 0; i < COUNT(SIZES); i++)
         for (int flags = 0; flags < 4; flags++)
             check_norm(*state, SIZES[i][0], SIZES[i][1], flags & 1, (real)(flags >> 1));
+}
+
+static void check_rms_norm(Stream *s, int64_t rows, int64_t width, double eps) {
+    int64_t n = rows * width;
+    real *x = numbers(n, 1), *gamma = numbers(width, 2), *y = output(n, 0, 3);
+    for (int64_t i = 0; i < n; i += 3) x[i] *= (real)1e-3; /* so that eps counts at width 1 */
+    RmsNorm norm = {DT_REAL, rows, width, (real)eps, x, gamma};
+    BACKEND_CPU.rms_norm(s, &norm, y);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        const real *row = x + i / width * width;
+        for (int64_t j = 0; j < width; j++) square += pow((double)row[j], 2) / (double)width;
+        double want = (double)gamma[i % width] * (double)x[i] / sqrt(square + (double)(real)eps);
+        expect_near("y", i, (double)y[i], want, (double)width / 2 + 6, fabs(want));
+    }
+    norm.x = memcpy(output(n, 0, 4), x, (size_t)n * sizeof *x);
+    BACKEND_CPU.rms_norm(s, &norm, (void *)norm.x);
+    expect_same("rms_norm in place", norm.x, y, (size_t)n * sizeof *y);
+    release(4, x, gamma, y, norm.x);
+}
+
+static void rms_norm_of_rows(void **state) {
+    for (size_t i = 0; i < COUNT(SIZES); i++)
+        for (int small = 0; small < 2; small++)
+            check_rms_norm(*state, SIZES[i][0], SIZES[i][1], small ? 1e-6 : 0.3);
 }
 
 static void check_gate(Stream *s, int64_t rows, int64_t width, real keep) {
@@ -518,8 +557,10 @@ static int setup(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gelu_and_silu),
+        cmocka_unit_test(geglu_is_gelu_times_x),
         cmocka_unit_test(axpy_scales_and_keeps),
         cmocka_unit_test(norm_and_gradient),
+        cmocka_unit_test(rms_norm_of_rows),
         cmocka_unit_test(gate_and_gradient),
         cmocka_unit_test(qk_norm_and_gradient),
         cmocka_unit_test(join_and_split),

@@ -100,6 +100,25 @@ static void cast_there_and_back(void **state) {
     release(4, x, y, narrow, z);
 }
 
+/* As tensors lie in a file. */
+static void cast_reads_any_address(void **state) {
+    (void)state;
+    enum { N = 5000 };
+    static const DType types[] = {DT_F32, DT_BF16, DT_F16, DT_REAL};
+    real *x = numbers(N, 1), *y = output(N + 1, 0, 2), *want = output(N, 0, 3), *got;
+    for (size_t i = 0; i < COUNT(types); i++)
+        for (size_t odd = 1; odd < sizeof(real); odd++) {
+            BACKEND_CPU.cast(NULL, DT_REAL, types[i], N, x, y);
+            BACKEND_CPU.cast(NULL, types[i], DT_REAL, N, y, want);
+            memmove((char *)y + odd, y, N * dtype_size(types[i]));
+            got = output(N, 0, 4);
+            BACKEND_CPU.cast(NULL, types[i], DT_REAL, N, (char *)y + odd, got);
+            expect_same("cast", got, want, N * sizeof *got);
+            release(1, got);
+        }
+    release(3, x, y, want);
+}
+
 /* The distance of got from want in units of want's last place. */
 static double ulps(float got, double want) {
     int exponent;
@@ -166,6 +185,7 @@ int main(void) {
         cmocka_unit_test(narrowing_rounds_to_nearest_even),
         cmocka_unit_test(narrowing_overflows_and_keeps_nan),
         cmocka_unit_test(cast_there_and_back),
+        cmocka_unit_test(cast_reads_any_address),
         cmocka_unit_test(exp_is_within_one_ulp),
         cmocka_unit_test(log_is_within_two_ulps),
         cmocka_unit_test(sincos_is_within_one_unit),

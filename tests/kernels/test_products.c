@@ -159,10 +159,16 @@ static double dot(const Plain *s, const void *x, int64_t i, const void *y, int64
     return sum;
 }
 
+static double bias_of(const Plain *s, int64_t i, int64_t j) {
+    const Attention *a = s->a;
+    int64_t plane = a->bias_rows * a->bias_rows, head = s->head / a->head_size;
+    return a->bias ? (double)a->bias[head * plane + i * a->bias_rows + j] : 0;
+}
+
 static double plain_softmax_row(const Plain *s, int64_t i) {
     double *p = s->p + i * s->rows, top = -INFINITY, sum = 0;
     for (int64_t j = 0; j < s->rows; j++) {
-        p[j] = (double)s->a->scale * dot(s, s->a->q, i, s->a->k, j, false);
+        p[j] = (double)s->a->scale * dot(s, s->a->q, i, s->a->k, j, false) + bias_of(s, i, j);
         top = fmax(top, p[j]);
     }
     for (int64_t j = 0; j < s->rows; j++) sum += exp(p[j] - top);
@@ -174,7 +180,8 @@ static double plain_softmax_row(const Plain *s, int64_t i) {
 static double score_roundings(const Plain *s, int64_t i) {
     double most = 0;
     for (int64_t j = 0; j < s->rows; j++)
-        most = fmax(most, (double)s->a->scale * dot(s, s->a->q, i, s->a->k, j, true));
+        most = fmax(most, (double)s->a->scale * dot(s, s->a->q, i, s->a->k, j, true) +
+                              fabs(bias_of(s, i, j)));
     return 2 * ((double)s->a->head_size + 4) * most + log((double)s->rows) + 4;
 }
 
@@ -236,52 +243,64 @@ static void expect_backward(const Plain *s, const real *dq, const real *dk, cons
     free(sum);
 }
 
-static void check_attention(Stream *s, int64_t heads, int64_t size, int segments,
-                            const int64_t *cu) {
+static void check_head(const Attention *a, int segment, int64_t head, real *const x[]) {
+    int64_t first = a->cu_rows[segment], own = a->cu_rows[segment + 1] - first;
+    double *work = xcalloc((size_t)(own * (2 * own + 1) + 1), sizeof *work);
+    Plain p = {a,
+               x[3],
+               first,
+               own,
+               a->heads * a->head_size,
+               head * a->head_size,
+               work,
+               work + own * own,
+               work + 2 * own * own};
+    expect_forward(&p, x[4], x[8]);
+    if (!a->bias) expect_backward(&p, x[5], x[6], x[7]);
+    free(work);
+}
+
+/* bias_rows 0: no bias, and gradients too. */
+static void check_attention(Stream *s, int64_t heads, int64_t size, int segments, const int64_t *cu,
+                            int64_t bias_rows) {
     int64_t rows = cu[segments], n = rows * heads * size;
-    real *x[10];
-    for (uint32_t i = 0; i < 10; i++) x[i] = i < 4 ? numbers(n, i) : output(n + rows * heads, 0, i);
-    real *dout = x[3], *out = x[4], *dq = x[5], *dk = x[6], *dv = x[7], *lse = x[8];
+    real *x[9], *bias = numbers(heads * bias_rows * bias_rows + 1, 10);
+    for (uint32_t i = 0; i < 9; i++) x[i] = i < 4 ? numbers(n, i) : output(n + rows * heads, 0, i);
     Attention a = {.t = DT_REAL,
                    .rows = rows,
                    .heads = heads,
                    .head_size = size,
-                   .scale = (real)(1 / sqrt((double)size)),
+                   .scale = bias_rows ? 1 : (real)(1 / sqrt((double)size)),
                    .segments = segments,
                    .cu_rows = cu,
                    .q = x[0],
                    .k = x[1],
-                   .v = x[2]};
-    assert_true(BACKEND_CPU.attention_workspace(s, &a, true) <= WORKSPACE);
-    BACKEND_CPU.attention(s, &a, out, lse);
-    BACKEND_CPU.attention_grad(s, &a, out, lse, dout, dq, dk, dv);
+                   .v = x[2],
+                   .bias = bias_rows ? bias : NULL,
+                   .bias_rows = bias_rows};
+    assert_true(BACKEND_CPU.attention_workspace(s, &a, !bias_rows) <= WORKSPACE);
+    BACKEND_CPU.attention(s, &a, x[4], x[8]);
+    if (!bias_rows) BACKEND_CPU.attention_grad(s, &a, x[4], x[8], x[3], x[5], x[6], x[7]);
     for (int b = 0; b < segments; b++)
-        for (int64_t h = 0; h < heads; h++) {
-            int64_t own = cu[b + 1] - cu[b];
-            double *work = xcalloc((size_t)(own * (2 * own + 1) + 1), sizeof *work);
-            Plain p = {&a,
-                       dout,
-                       cu[b],
-                       own,
-                       heads * size,
-                       h * size,
-                       work,
-                       work + own * own,
-                       work + 2 * own * own};
-            expect_forward(&p, out, lse);
-            expect_backward(&p, dq, dk, dv);
-            free(work);
-        }
-    for (int i = 0; i < 10; i++) BACKEND_CPU.release(x[i]);
+        for (int64_t h = 0; h < heads; h++) check_head(&a, b, h, x);
+    for (int i = 0; i < 9; i++) BACKEND_CPU.release(x[i]);
+    BACKEND_CPU.release(bias);
 }
 
 static void attention_is_softmax(void **state) {
-    check_attention(*state, 2, 64, 2, (const int64_t[]){0, 67, 68});
-    check_attention(*state, 3, 16, 3, (const int64_t[]){0, 0, 34, 102});
-    check_attention(*state, 1, 2, 1, (const int64_t[]){0, 5});
-    check_attention(*state, 2, 66, 1, (const int64_t[]){0, 130});
-    check_attention(*state, 1, 64, 1, (const int64_t[]){0, 290});
-    check_attention(*state, 1, 256, 1, (const int64_t[]){0, 65});
+    check_attention(*state, 2, 64, 2, (const int64_t[]){0, 67, 68}, 0);
+    check_attention(*state, 3, 16, 3, (const int64_t[]){0, 0, 34, 102}, 0);
+    check_attention(*state, 1, 2, 1, (const int64_t[]){0, 5}, 0);
+    check_attention(*state, 2, 66, 1, (const int64_t[]){0, 130}, 0);
+    check_attention(*state, 1, 64, 1, (const int64_t[]){0, 290}, 0);
+    check_attention(*state, 1, 256, 1, (const int64_t[]){0, 65}, 0);
+}
+
+static void attention_adds_a_bias(void **state) {
+    check_attention(*state, 2, 64, 2, (const int64_t[]){0, 67, 134}, 67);
+    check_attention(*state, 3, 8, 3, (const int64_t[]){0, 0, 34, 102}, 70);
+    check_attention(*state, 1, 2, 1, (const int64_t[]){0, 1}, 1);
+    check_attention(*state, 2, 16, 1, (const int64_t[]){0, 290}, 291);
 }
 
 /* Scores of many thousands: the maximum must be taken out before the exponential. */
@@ -319,6 +338,7 @@ int main(void) {
         cmocka_unit_test(gemm_of_nothing),
         cmocka_unit_test(column_sum_adds_rows),
         cmocka_unit_test(attention_is_softmax),
+        cmocka_unit_test(attention_adds_a_bias),
         cmocka_unit_test(attention_takes_out_the_maximum),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -108,8 +108,8 @@ static void sums_over_rows_do_not_see_threads(void **state) {
 enum { ROWS = 1100, HEADS = 2, SIZE = 64, WIDTH = HEADS * SIZE, N = ROWS * WIDTH, SAMPLES = 2 };
 
 typedef struct {
-    real *x, *dy, *weights, *mod, *rope; /* inputs */
-    real *out;                           /* what the kernels wrote, end to end */
+    real *x, *dy, *weights, *mod, *rope, *bias; /* inputs */
+    real *out;                                  /* what the kernels wrote, end to end */
     int64_t used, kinds, ends[32];
     bool of_rows[32]; /* [rows,...] of the pack, sample by sample */
 } Run;
@@ -146,6 +146,8 @@ static void run_norms(Stream *s, Run *r, int64_t rows, int32_t *mod_row) {
                    .dgamma = next_output(r, WIDTH),
                    .dbeta = next_output(r, WIDTH)};
     BACKEND_CPU.norm_grad(s, &n, &ng);
+    RmsNorm rms = {DT_REAL, rows, WIDTH, (real)1e-6, r->x, r->weights};
+    BACKEND_CPU.rms_norm(s, &rms, row_output(r, rows * WIDTH));
     Gate g = {DT_REAL, rows, WIDTH, 4, 3 * WIDTH, 2 * WIDTH, r->dy, r->mod, mod_row};
     BACKEND_CPU.gate(s, &g, r->x, row_output(r, rows * WIDTH));
     real *da = row_output(r, rows * WIDTH);
@@ -186,6 +188,8 @@ static void run_attention(Stream *s, Run *r, int64_t rows) {
     assert_true(BACKEND_CPU.attention_workspace(s, &a, true) <= WORKSPACE);
     BACKEND_CPU.attention(s, &a, out, lse);
     BACKEND_CPU.attention_grad(s, &a, out, lse, r->dy, dq, dk, dv);
+    a.bias = r->bias, a.bias_rows = ROWS;
+    BACKEND_CPU.attention(s, &a, row_output(r, n), next_output(r, rows * HEADS));
 }
 
 static void run_pointwise(Stream *s, Run *r, int64_t rows) {
@@ -194,6 +198,7 @@ static void run_pointwise(Stream *s, Run *r, int64_t rows) {
     BACKEND_CPU.gelu(s, DT_REAL, n, r->x, row_output(r, n));
     BACKEND_CPU.gelu_grad(s, DT_REAL, n, r->x, r->dy, 0, row_output(r, n));
     BACKEND_CPU.silu(s, DT_REAL, n, r->x, row_output(r, n));
+    BACKEND_CPU.geglu(s, DT_REAL, n, r->x, r->dy, row_output(r, n));
     BACKEND_CPU.silu_grad(s, DT_REAL, n, r->x, r->dy, 0, row_output(r, n));
     Dropout d = {DT_REAL, WIDTH, (int)(rows / ROWS), cu, ordinals, (real)0.2, 1, 2, 3};
     BACKEND_CPU.dropout(s, &d, r->x, 0, row_output(r, n));
@@ -208,7 +213,8 @@ static Run run_all(const Machine *m, int threads, int64_t samples) {
              .weights = numbers(4 * WIDTH, 3),
              .mod = numbers(12 * WIDTH, 4),
              .rope = numbers(2 * ROWS * SIZE, 5),
-             .out = numbers(2 * 24 * N, 6)};
+             .bias = numbers(HEADS * ROWS * ROWS, 7),
+             .out = numbers(2 * 28 * N, 6)};
     memcpy(r.x + N, r.x, N * sizeof(real));
     memcpy(r.dy + N, r.dy, N * sizeof(real));
     memcpy(r.mod + 6 * WIDTH, r.mod, 6 * WIDTH * sizeof(real));
@@ -219,8 +225,8 @@ static Run run_all(const Machine *m, int threads, int64_t samples) {
     run_heads(s, &r, rows);
     run_attention(s, &r, rows);
     run_pointwise(s, &r, rows);
-    assert_true(r.used <= 2 * 24 * N);
-    release(6, r.x, r.dy, r.weights, r.mod, r.rope, mod_row);
+    assert_true(r.used <= 2 * 28 * N);
+    release(7, r.x, r.dy, r.weights, r.mod, r.rope, r.bias, mod_row);
     return r;
 }
 

@@ -1,0 +1,90 @@
+/* The memory that a running program takes against what its plan says: two full-width blocks of the
+ * 2B model. The resident set may be above the plan by 3 per cent at most; the plan states a
+ * constant for the program itself and its libraries (CPU_CONTEXT_BYTES). */
+#define _GNU_SOURCE
+#include "data/json.h"
+#include "tests/trainer/models.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char folder[] = "/tmp/cogsmith-memory-XXXXXX";
+
+static int make_model(void **state) {
+    (void)state;
+    assert_non_null(mkdtemp(folder));
+    char *line = xprintf("mkdir %s/transformer && sed 's/\"num_layers\": 30/\"num_layers\": 2/' "
+                         "tests/golden/published/2b/transformer/config.json > "
+                         "%s/transformer/config.json",
+                         folder, folder);
+    int status = system(line);
+    free(line);
+    return status;
+}
+
+static int remove_model(void **state) {
+    (void)state;
+    char *line = xprintf("rm -r %s", folder);
+    int status = system(line);
+    free(line);
+    return status;
+}
+
+/* Runs one training step in a process of its own; returns its largest resident set in bytes. */
+static int64_t run_step(const char *method, const char *recompute, int64_t *planned) {
+    char *out = xprintf("%s/out.json", folder), *model = xprintf("model.path=%s", folder);
+    pid_t child = fork();
+    if (!child) {
+        char *m = xprintf("method=%s", method), *r = xprintf("memory.recompute=%s", recompute);
+        if (!freopen(out, "w", stdout)) _exit(1);
+        execl(getenv("COGSMITH"), "cogsmith", "bench", "--json", "bench.what=step",
+              "bench.repeat=1", "data.frames=17", "data.height=160", "data.width=160", model, m, r,
+              (char *)NULL);
+        _exit(1);
+    }
+    int status;
+    struct rusage usage;
+    assert_int_equal(wait4(child, &status, 0, &usage), child);
+    assert_int_equal(status, 0);
+    FILE *in = fopen(out, "r");
+    char text[4096] = {0};
+    assert_true(fread(text, 1, sizeof text - 1, in) > 0);
+    fclose(in);
+    const char *peak = strstr(text, "\"peak_bytes\": ");
+    assert_non_null(peak);
+    *planned = atoll(peak + strlen("\"peak_bytes\": "));
+    free(out);
+    free(model);
+    return (int64_t)usage.ru_maxrss * 1024;
+}
+
+static void check(const char *method, const char *recompute) {
+    int64_t planned, resident = run_step(method, recompute, &planned);
+    printf("%s, recompute %s: planned %.1f MiB, resident %.1f MiB\n", method, recompute,
+           (double)planned / (1 << 20), (double)resident / (1 << 20));
+    assert_true((double)resident <= 1.03 * (double)planned);
+    assert_true((double)resident >= 0.95 * (double)planned);
+}
+
+static void test_lora(void **state) {
+    (void)state;
+    check("lora", "none");
+}
+
+static void test_full(void **state) {
+    (void)state;
+    check("full", "block");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_lora),
+        cmocka_unit_test(test_full),
+    };
+    return cmocka_run_group_tests(tests, make_model, remove_model);
+}
