@@ -1,0 +1,70 @@
+/* The cache: encoded clips (mean and log-variance of their latents) and caption embeddings.
+ *
+ * A folder of HDF5 part files and an index. Keys are digests of everything that a value follows
+ * from, so a stale value cannot be read: it has another key. A part is written under a temporary
+ * name and renamed when it is whole; the index is rewritten after that. What a killed writer leaves
+ * is a temporary file, which the next writer removes, or a whole part that is not in the index yet,
+ * which the next writer adds. Every value carries a digest of its own, checked on every read; every
+ * part file one of the whole file, checked before HDF5 sees the file.
+ *
+ * In a part (readable with h5py alone, see tests/data/read_cache.py):
+ *     /latents/<F>x<C>x<H>x<W>/mean, logvar   u16 [n,F,C,H,W], attribute dtype "BF16", chunk: one
+ * clip /embeddings/<L>x<E>/values              u16 [n,L,E], likewise /entries u8: JSON, one object
+ * a line and entry, in UTF-8 and an entry is {"kind", "key", "group", "row", "digest", "source",
+ * "first_frame", "frames", "caption"}.
+ *
+ * One process writes a cache at a time: it holds the lock file, which names it.
+ */
+#pragma once
+
+#include "kernels/base.h"
+
+enum { CACHE_KEY_CHARS = 33 }; /* 32 hex digits and a NUL */
+
+typedef enum { CACHE_LATENTS, CACHE_EMBEDDING } CacheKind;
+
+/* One value. Strings live as long as the cache. */
+typedef struct {
+    CacheKind kind;
+    char key[CACHE_KEY_CHARS];
+    int64_t shape[4];            /* latents: F, C, H, W; an embedding: L, E, 1, 1 */
+    const char *source;          /* latents: the file it came from */
+    int64_t first_frame, frames; /* latents: which frames of the clip at data.fps */
+    const char *caption;   /* an embedding's own; latents: the clip's, as it was at preparation */
+    const char *embedding; /* latents: key of the caption's embedding */
+} CacheEntry;
+
+typedef struct Cache Cache;
+
+/* Opens a folder. writing: makes it when it is missing, takes the lock, sweeps up after a killed
+ * writer. NULL: *e says why (another process writes it; it is not a cache; damage). */
+Cache *cache_open(const char *folder, bool writing, Error *e);
+/* Writes what is still open. Also right after errors. */
+bool cache_close(Cache *c, Error *e);
+
+int cache_count(const Cache *c);
+const CacheEntry *cache_entry(const Cache *c, int i);
+/* The entry of this kind and key, or -1. */
+int cache_find(const Cache *c, CacheKind kind, const char *key);
+
+/* Elements of one array of the entry (latents have two of them). */
+int64_t cache_elements(const CacheEntry *entry);
+/* Adds a value, stored as bf16: latents mean and logvar, an embedding its values and NULL. An entry
+ * whose key is there already is replaced by name only when its digest fails; else this is a bug. */
+bool cache_add(Cache *c, const CacheEntry *entry, const float *values, const float *logvar,
+               Error *e);
+/* Makes what was added durable: closes the part, writes the index. */
+bool cache_flush(Cache *c, Error *e);
+/* Reads a value; a damaged one is an error (EXIT_DATA) that names it. */
+bool cache_read(Cache *c, int i, float *values, float *logvar, Error *e);
+/* Bytes of all part files. */
+int64_t cache_bytes(const Cache *c);
+
+/* Keys: XXH3-128 over named fields, in the order in which they are given. */
+typedef struct CacheKey CacheKey;
+CacheKey *cache_key_open(const char *kind);
+void cache_key_text(CacheKey *k, const char *name, const char *value);
+void cache_key_number(CacheKey *k, const char *name, double value);
+/* The bytes of a whole file; false: *e says why it cannot be read. */
+bool cache_key_file(CacheKey *k, const char *path, Error *e);
+void cache_key_close(CacheKey *k, char key[CACHE_KEY_CHARS]);
