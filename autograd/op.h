@@ -65,6 +65,14 @@ typedef union {
     struct {
         Segments samples;
     } mse;
+    Conv conv;
+    struct {
+        int64_t first;
+    } frames;
+    struct {
+        int64_t groups;
+        real eps;
+    } group_norm;
 } Attr;
 
 typedef struct Op Op;
@@ -87,8 +95,8 @@ typedef struct {
     uint32_t step;  /* optimizer step, for dropout */
 } Ctx;
 
-/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least, sent
- * those that go to other ranks. */
+/* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least,
+ * sent those that go to other ranks. */
 typedef struct {
     double flops, bytes, sent;
 } Cost;

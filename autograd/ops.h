@@ -29,8 +29,8 @@ Tensor *op_dropout(Graph *g, Tensor *x, Tensor *ordinals, Segments rows, real p,
  * * (1 + scale) + shift from mod [M,P] (columns shift | scale | ...), row mod_row [S] i32. */
 Tensor *op_norm(Graph *g, Tensor *x, Tensor *gamma, Tensor *beta, real eps, Tensor *mod,
                 Tensor *mod_row);
-/* y = gamma * x / sqrt(mean(x^2) + eps) over the last axis of x [S,D], which is consumed; gamma [D].
- * Not differentiated. */
+/* y = gamma * x / sqrt(mean(x^2) + eps) over the last axis of x [S,D], consumed; gamma [D]. Not
+ * differentiated. */
 Tensor *op_rms_norm(Graph *g, Tensor *x, Tensor *gamma, real eps);
 /* y = x + gate * a, gate = columns [offset, offset + D) of mod [M,P], row mod_row [S]; x is
  * consumed. */
@@ -66,3 +66,30 @@ Tensor *op_add_axes(Graph *g, Tensor *x, LatentSizes grid, Tensor *tf, Tensor *t
 /* loss [1] = mean over samples of the mean squared error; x and target (f32) flat, samples end to
  * end. The node's second output is the loss per sample [B]. */
 Tensor *op_mse(Graph *g, Tensor *x, Tensor *target, Segments samples);
+
+/* ---- video, channels last: frames [T,H,W,C]; forward only -------------------------------------
+ */
+
+/* Weights w [O,I,kt,3,3] in the device's own form, of `packed` elements (Backend's conv_packed),
+ * for op_conv of the same shape but for its frames. */
+Tensor *op_conv_weight(Graph *g, Tensor *w, const Conv *shape, int64_t packed);
+/* y = conv(x, packed) + bias (+ residual): see Conv, whose type and `add` need not be set. residual
+ * is as large as y and consumed, or NULL. */
+Tensor *op_conv(Graph *g, Tensor *x, Tensor *packed, Tensor *bias, const Conv *shape,
+                Tensor *residual);
+
+typedef struct {
+    Tensor *gamma, *beta; /* [C] */
+    int64_t groups;
+    real eps;
+    Tensor *scale, *shift; /* [F,h,w,C] on a small grid, or NULL */
+    Tensor *past;          /* [CONTEXT,H,W,C] what comes before, or NULL: the beginning */
+    Tensor **next;         /* gets what comes before the next chunk; NULL: there is none */
+} GroupNormArgs;
+/* silu(group norm of x [* scale + shift]) behind CONTEXT frames: see GroupNorm. The output is
+ * [CONTEXT + T,H,W,C]. */
+Tensor *op_group_norm(Graph *g, Tensor *x, const GroupNormArgs *args);
+/* Frames [first - CONTEXT, first + frames) of planes [C,F,H,W] -> [CONTEXT + frames,H,W,C]. */
+Tensor *op_take_frames(Graph *g, Tensor *planes, int64_t first, int64_t frames);
+/* Means of pairs of frames, the first of an odd number alone. */
+Tensor *op_pool_frames(Graph *g, Tensor *x);

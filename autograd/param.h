@@ -100,8 +100,8 @@ void params_allocate(ParamSet *p, Memory *m);
  * whole. */
 real *param_master(const ParamSet *p, int param);
 real *param_grad(const ParamSet *p, int param);
-/* Gives a parameter that rests in f32 its values; keeps those that rest on this rank. `values` [count]
- * are host memory. */
+/* Gives a parameter that rests in f32 its values; keeps those that rest on this rank. `values`
+ * [count] are host memory. */
 void param_write(ParamSet *p, int param, const real *values, Memory *m, Stream *s);
 
 typedef enum { PART_MASTER, PART_GRAD, PART_M, PART_V } Part;

@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 enum {
-    PART_ENTRIES = 64,      /* a part is closed after so many entries, */
-    PART_BYTES = 256 << 20, /* or so many bytes: what a kill can cost at most */
+    PART_ENTRIES = 64,     /* a part is closed after so many entries, */
+    PART_BYTES = 64 << 20, /* or so many bytes: what a kill can cost at most */
 };
 
 struct Cache {

@@ -186,7 +186,7 @@ static bool is_part_name(const char *name) {
 static bool read_line(CacheIndex *x, const char *line, size_t n) {
     json_t *j = json_loadb(line, n, JSON_REJECT_DUPLICATES, NULL);
     const char *file, *digest;
-    json_int_t bytes;
+    json_int_t bytes = 0;
     bool ok;
     if (!json_unpack(j, "{s:s, s:I, s:s}", "file", &file, "bytes", &bytes, "xxh3", &digest)) {
         ok = is_part_name(file) && strlen(digest) == CACHE_KEY_CHARS - 1 && bytes >= 0;
@@ -315,7 +315,7 @@ static bool part_digest(const char *path, int64_t *bytes, char digest[CACHE_KEY_
 
 static bool register_part(CacheIndex *x, const char *folder, const char *file, Error *e) {
     char *path = xprintf("%s/%s", folder, file), digest[CACHE_KEY_CHARS];
-    int64_t bytes;
+    int64_t bytes = 0;
     bool ok = part_digest(path, &bytes, digest, e);
     if (ok) add_part(x, file, bytes, digest);
     free(path);
@@ -354,7 +354,7 @@ bool cache_index_adopt(CacheIndex *x, const char *folder, const char *file, cons
 bool cache_index_verify_part(const CacheIndex *x, const char *folder, int part, Error *e) {
     const CachePart *p = &x->parts[part];
     char *path = xprintf("%s/%s", folder, p->file), digest[CACHE_KEY_CHARS];
-    int64_t bytes;
+    int64_t bytes = 0;
     bool ok = part_digest(path, &bytes, digest, e);
     if (ok && (bytes != p->bytes || strcmp(digest, p->digest)))
         ok = error_set(
@@ -372,7 +372,7 @@ int cache_folder_parts(const char *folder, char ***names) {
     DIR *dir = opendir(folder);
     for (struct dirent *d; dir && (d = readdir(dir));) {
         char stem[15] = {0};
-        strncpy(stem, d->d_name, 14);
+        memcpy(stem, d->d_name, strnlen(d->d_name, sizeof stem - 1));
         if (!is_part_name(stem)) continue;
         *names = xrealloc(*names, (size_t)(n + 1) * sizeof **names);
         (*names)[n++] = xstrdup(d->d_name);

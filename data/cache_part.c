@@ -1,10 +1,16 @@
-/* Owns HDF5: parts are written row by row, one chunk a row, and read the same way. */
+/* Owns HDF5: parts are made row by row, one chunk a row, and read the same way. A part is made in
+ * memory and written by our own writer: a full disk in the middle of its own writes HDF5 does not
+ * survive. */
 #include "data/cache_part.h"
+
+#include "data/whole.h"
 
 #include <hdf5.h>
 
 #include <stdlib.h>
 #include <string.h>
+
+enum { GROWTH_BYTES = 1 << 22 }; /* of a part in memory */
 
 struct PartWriter {
     char *path;
@@ -32,8 +38,8 @@ static void quiet(void) {
 PartWriter *part_create(const char *path, Error *e) {
     quiet();
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_LATEST);
-    hid_t file = H5Fcreate(path, H5F_ACC_EXCL, H5P_DEFAULT, access);
+    H5Pset_fapl_core(access, GROWTH_BYTES, false);
+    hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
     H5Pclose(access);
     if (file < 0) {
         fault(path, "create the file", EXIT_WORLD, e);
@@ -99,6 +105,19 @@ void part_abandon(PartWriter *p) {
     free(p);
 }
 
+static bool write_image(PartWriter *p, Error *e) {
+    ssize_t n = H5Fget_file_image(p->file, NULL, 0);
+    if (n <= 0) return fault(p->path, "finish the file", EXIT_WORLD, e);
+    void *image = xcalloc((size_t)n, 1);
+    WholeFile out;
+    bool ok = H5Fget_file_image(p->file, image, (size_t)n) == n ||
+              fault(p->path, "copy the file", EXIT_WORLD, e);
+    if (ok && (ok = whole_open(&out, p->path, e)))
+        ok = whole_write(&out, image, (size_t)n, e) ? whole_commit(&out, e) : whole_discard(&out);
+    free(image);
+    return ok;
+}
+
 bool part_finish(PartWriter *p, const char *text, Error *e) {
     hsize_t size = strlen(text);
     hid_t space = H5Screate_simple(1, &size, NULL);
@@ -108,10 +127,8 @@ bool part_finish(PartWriter *p, const char *text, Error *e) {
     H5Dclose(set);
     H5Sclose(space);
     ok = H5Fflush(p->file, H5F_SCOPE_GLOBAL) >= 0 && ok;
-    ok = H5Fclose(p->file) >= 0 && ok;
-    if (!ok) fault(p->path, "finish the file", EXIT_WORLD, e);
-    free(p->path);
-    free(p);
+    ok = ok ? write_image(p, e) : fault(p->path, "finish the file", EXIT_WORLD, e);
+    part_abandon(p);
     return ok;
 }
 

@@ -6,7 +6,7 @@
 enum { PART_MAX_DIMS = 5 };
 
 typedef struct PartWriter PartWriter;
-/* A new file at `path`, which must not exist. NULL: *e (EXIT_WORLD). */
+/* A new part, in memory until part_finish writes it to `path`. NULL: *e (EXIT_WORLD). */
 PartWriter *part_create(const char *path, Error *e);
 /* Appends one row [dims] of bf16 to `group/name`, made on first use; *row is its place. */
 bool part_append(PartWriter *p, const char *group, const char *name, int n_dims,

@@ -7,12 +7,14 @@
 static Stream *cpu_stream_open(void) {
     Stream *s = xcalloc(1, sizeof *s);
     s->gemms = gemm_cache_open();
+    s->convs = conv_cache_open();
     return s;
 }
 
 static void cpu_stream_close(Stream *s) {
     if (!s) return;
     gemm_cache_close(s->gemms);
+    conv_cache_close(s->convs);
     free(s);
 }
 
@@ -126,6 +128,14 @@ const Backend BACKEND_CPU = {
     .patchify = cpu_patchify,
     .unpatchify = cpu_unpatchify,
     .add_axes = cpu_add_axes,
+    .conv_packed = cpu_conv_packed,
+    .conv_workspace = cpu_conv_workspace,
+    .conv_pack = cpu_conv_pack,
+    .conv = cpu_conv,
+    .group_norm_workspace = cpu_group_norm_workspace,
+    .group_norm = cpu_group_norm,
+    .take_frames = cpu_take_frames,
+    .pool_frames = cpu_pool_frames,
     .mse = cpu_mse,
     .mse_grad = cpu_mse_grad,
     .adamw = cpu_adamw,

@@ -11,8 +11,14 @@ typedef struct GemmCache GemmCache;
 GemmCache *gemm_cache_open(void);
 void gemm_cache_close(GemmCache *c);
 
+/* Compiled convolutions of one stream (conv_*.c). */
+typedef struct ConvCache ConvCache;
+ConvCache *conv_cache_open(void);
+void conv_cache_close(ConvCache *c);
+
 struct Stream {
     GemmCache *gemms;
+    ConvCache *convs;
     void *workspace;
     size_t workspace_bytes;
 };
@@ -47,23 +53,9 @@ static inline void check_type(DType t, const char *kernel) {
           dtype_name(t));
 }
 
-/* Sums over rows (reduce_cpu.c). A block of columns is summed by one thread; the rows come in
- * order, in chunks of ROW_CHUNK counted from the first. */
-enum { COLUMN_BLOCK = 1024 };
-
-/* Columns of a block, <= COLUMN_BLOCK, so that every thread has one. */
-int64_t column_block(int64_t cols);
-
-/* x[i] and what is summed with it: for rows [first, last) and n columns,
- * sum[j] = sum of x[i,j], product[j] = sum of x[i,j] * y[i,j]. With stats [rows,2] (mean,
- * 1/deviation) the second factor is the normalised (y - mean) * rstd. sum and product may be NULL.
- */
-typedef struct {
-    const real *x, *y; /* at row 0 and the block's first column */
-    const real *stats;
-    int64_t ld;
-} RowSums;
-void sum_rows(const RowSums *r, int64_t first, int64_t last, int64_t n, real *sum, real *product);
+/* Kernels that read whole rows and also sum over them take SUM_ROWS rows at a time, counted from
+ * the start of a run, and add what these come to in order. */
+enum { SUM_ROWS = 64, MAX_WIDTH = 8192 };
 
 /* The end of the run of rows from `first` on that use the same modulation row. */
 int64_t run_end(const int32_t *mod_row, int64_t first, int64_t rows);
@@ -106,6 +98,15 @@ void cpu_patchify(Stream *s, const Patch *p, const void *x, real keep, void *row
 void cpu_unpatchify(Stream *s, const Patch *p, const void *rows, real keep, void *x);
 void cpu_add_axes(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
                   const void *tf, const void *tw, const void *th, const void *x, void *y);
+int64_t cpu_conv_packed(const Conv *c);
+size_t cpu_conv_workspace(Stream *s, const Conv *c);
+void cpu_conv_pack(Stream *s, const Conv *c, const void *w, void *packed);
+void cpu_conv(Stream *s, const Conv *c, const void *x, const void *packed, const void *bias,
+              void *y);
+size_t cpu_group_norm_workspace(Stream *s, const GroupNorm *n);
+void cpu_group_norm(Stream *s, const GroupNorm *n, void *y);
+void cpu_take_frames(Stream *s, const TakeFrames *f, const void *planes, void *rows);
+void cpu_pool_frames(Stream *s, DType t, int64_t frames, int64_t frame, const void *x, void *y);
 void cpu_mse(Stream *s, DType t, int samples, const int64_t *cu, const void *x, const real *target,
              real *loss, real *per_sample);
 void cpu_mse_grad(Stream *s, DType t, int samples, const int64_t *cu, const void *x,

@@ -114,8 +114,9 @@ Product *product_create(Library *l, const GemmPart *g) {
     dnnl_primitive_desc_t plan;
     dnnl_primitive_attr_t attr = attributes(g, bias);
     bool own_bias = g->has_bias && !bias_after_alpha(g);
-    check(dnnl_matmul_primitive_desc_create(&plan, l->engine, a, b, own_bias ? bias : NULL, c, attr),
-          "primitive_desc");
+    check(
+        dnnl_matmul_primitive_desc_create(&plan, l->engine, a, b, own_bias ? bias : NULL, c, attr),
+        "primitive_desc");
     Product *p = product_of(l, g, plan, bias);
     for (size_t i = 0; i < COUNT(descs); i++) dnnl_memory_desc_destroy(descs[i]);
     dnnl_primitive_desc_destroy(plan);

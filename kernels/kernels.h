@@ -13,7 +13,8 @@
  * the old contents are never read (they may be NaN). NULL outputs are not wanted and not computed.
  *
  * Determinism. A result depends on the arguments alone: not on the number of threads, nor on
- * earlier calls. Sums over rows run in chunks of ROW_CHUNK rows, added in order.
+ * earlier calls. Sums over rows run in chunks of a fixed number of rows (gemm and
+ * column_sum: ROW_CHUNK), added in order.
  *
  * In-place use. Where a comment says "y may be x", both may be the same address.
  */
@@ -137,6 +138,54 @@ typedef struct {
     uint32_t step, purpose;
 } Dropout;
 
+/* ---- video, channels last ---------------------------------------------------------------------
+ *
+ * Frames are rows: [T,H,W,C], so that frames are contiguous and a pixel's channels lie side by
+ * side. A causal convolution over time reads CONTEXT frames that lie before those it computes. */
+enum { CONTEXT = 2 };
+
+/* y = conv(x, w) + b (+ y): kt taps in time, which read frames t .. t + kt - 1 of x for frame t of
+ * y, and 3 x 3 in space. Stride 1 pads 1 pixel of zeros on every side, stride 2 pads right and
+ * bottom. */
+typedef struct {
+    DType t;
+    int64_t frames;        /* T, that are computed; x has T + kt - 1 */
+    int64_t height, width; /* H, W of x */
+    int64_t in, out;       /* I, O */
+    int64_t kt;            /* 1 or 3 */
+    int64_t stride;        /* 1 or 2, in space */
+    int64_t enlarge;       /* 2: every pixel of x counts as 2 x 2 (kt 1, stride 1 only); else 1 */
+    bool repeat;           /* every frame of y is written twice, but the first of an odd T > 1 and
+                              a single one: 2T, 2T - 1 or 1 frames */
+    bool add;              /* y holds what the result is added to; not with repeat */
+} Conv;
+
+/* z = silu(s), s = GN(x) [* scale + shift], GN over the channels of each group and all of x, with
+ * biased variance. y is CONTEXT frames, then z: those of `past`, or z's first frame twice.
+ * scale and shift are tables on a small grid (F,h,w) that is enlarged to x's size by taking the
+ * nearest: src = floor(dst * small / large); where T > 1 is odd the first frames belong together
+ * and the others among themselves. */
+typedef struct {
+    DType t;
+    int64_t frames, height, width, channels; /* T, H, W, C */
+    int64_t groups;
+    real eps;
+    const void *x;             /* [T,H,W,C] */
+    const void *gamma, *beta;  /* [C] */
+    int64_t grid[3];           /* F, h, w */
+    const void *scale, *shift; /* [F,h,w,C]; NULL: none */
+    const void *past;          /* [CONTEXT,H,W,C]; NULL: there was nothing before */
+    void *next;                /* [CONTEXT,H,W,C] the last frames of y; NULL: not wanted */
+} GroupNorm;
+
+/* Frames [first - CONTEXT, first + frames) of planes [C,total,H,W] as [CONTEXT + frames,H,W,C]; for
+ * frames before the first there is the first. */
+typedef struct {
+    DType t;
+    int64_t channels, total, height, width; /* C, all frames, H, W */
+    int64_t first, frames;
+} TakeFrames;
+
 /* One AdamW update (Loshchilov and Hutter 2019, as torch.optim.AdamW does it). */
 typedef struct {
     real learning_rate, beta1, beta2, eps, weight_decay;
@@ -224,6 +273,21 @@ typedef struct Backend {
      * th [H,Dh]; size = {F,H,W}, widths = {Df,Dw,Dh}, whose sum is the width. y may be x. */
     void (*add_axes)(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
                      const void *tf, const void *tw, const void *th, const void *x, void *y);
+
+    /* Convolutions. w [O,I,kt,3,3] is packed once, by the same Conv (whose `frames` may differ) and
+     * with as many threads, into a form of the device's own, of conv_packed elements.
+     * conv_workspace is that of packing, too. */
+    int64_t (*conv_packed)(const Conv *c);
+    size_t (*conv_workspace)(Stream *s, const Conv *c);
+    void (*conv_pack)(Stream *s, const Conv *c, const void *w, void *packed);
+    void (*conv)(Stream *s, const Conv *c, const void *x, const void *packed, const void *bias,
+                 void *y);
+    size_t (*group_norm_workspace)(Stream *s, const GroupNorm *n);
+    void (*group_norm)(Stream *s, const GroupNorm *n, void *y); /* y [CONTEXT + T,H,W,C] */
+    void (*take_frames)(Stream *s, const TakeFrames *f, const void *planes, void *rows);
+    /* y = means of pairs of x's `frames` frames of `frame` elements; the first of an odd number
+     * stays. */
+    void (*pool_frames)(Stream *s, DType t, int64_t frames, int64_t frame, const void *x, void *y);
 
     /* Mean squared error of samples laid end to end: per_sample[b] = mean over elements
      * [cu[b], cu[b+1]) of (x - target)^2, loss[0] = mean of per_sample; f64 sums inside.

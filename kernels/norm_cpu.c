@@ -3,6 +3,8 @@
 #include "kernels/cpu.h"
 #include "kernels/math.h"
 
+#include <string.h>
+
 enum { MAX_HEAD = 256 };
 
 typedef struct {
@@ -60,37 +62,45 @@ void cpu_norm(Stream *s, const Norm *n, void *y) {
     for (int64_t i = 0; i < n->rows; i++) norm_row(n, i, (real *)y + i * n->width);
 }
 
-/* g = the gradient at the normalised row; sums g and g * xhat. */
+/* g = the gradient at the normalised row; sums g and g * xhat. Unless they are NULL, dy is added to
+ * p, and dy * xhat to q. */
 static inline void sum_row_grad(const real *dy, const real *x, const real *gamma, const real *scale,
-                                Moments m, int64_t n, real *sum, real *product) {
+                                Moments m, int64_t n, real *p, real *q, real *sum, real *product) {
     Vec sums[2] = {{0}}, products[2] = {{0}};
     int64_t j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES)
         for (int k = 0; k < 2; k++) {
             int64_t at = j + k * LANES;
-            Vec g = vec_load(dy + at) * vec_load(gamma + at);
+            Vec d = vec_load(dy + at), g = d * vec_load(gamma + at);
+            Vec normal = (vec_load(x + at) - m.mean) * m.rstd;
             if (scale) g *= 1 + vec_load(scale + at);
             sums[k] += g;
-            products[k] += g * ((vec_load(x + at) - m.mean) * m.rstd);
+            products[k] += g * normal;
+            if (p) vec_store(p + at, vec_load(p + at) + d);
+            if (q) vec_store(q + at, vec_load(q + at) + d * normal);
         }
     *sum = vec_sum(sums[0] + sums[1]);
     *product = vec_sum(products[0] + products[1]);
     for (; j < n; j++) {
         real g = dy[j] * gamma[j] * (scale ? 1 + scale[j] : 1);
+        real normal = (x[j] - m.mean) * m.rstd;
         *sum += g;
-        *product += g * ((x[j] - m.mean) * m.rstd);
+        *product += g * normal;
+        if (p) p[j] += dy[j];
+        if (q) q[j] += dy[j] * normal;
     }
 }
 
-/* dx = keep * dx + rstd * (g - mean(g) - xhat * mean(g * xhat)). */
+/* dx = keep * dx + rstd * (g - mean(g) - xhat * mean(g * xhat)), unless dx is NULL. */
 static inline void norm_row_grad(const real *dy, const real *x, const real *gamma,
-                                 const real *scale, Moments m, int64_t n, real keep, real *dx) {
+                                 const real *scale, Moments m, int64_t n, real *p, real *q,
+                                 real keep, real *dx) {
     real sum, product;
-    sum_row_grad(dy, x, gamma, scale, m, n, &sum, &product);
+    sum_row_grad(dy, x, gamma, scale, m, n, p, q, &sum, &product);
     sum /= (real)n;
     product /= (real)n;
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
+    for (int64_t j = 0; j < (dx ? n : 0); j++) {
         real g = dy[j] * gamma[j] * (scale ? 1 + scale[j] : 1);
         dx[j] = kept(keep, dx + j, m.rstd * (g - sum - (x[j] - m.mean) * m.rstd * product));
     }
@@ -98,54 +108,69 @@ static inline void norm_row_grad(const real *dy, const real *x, const real *gamm
 
 /* Over a run of rows with the same modulation let P = sum of dy and Q = sum of dy * xhat. Then
  * dshift = P, dscale = gamma Q + beta P, and gamma and beta get (1 + scale) Q and (1 + scale) P. */
-static void add_run(const Norm *n, const NormGrad *g, int64_t row, int64_t j0, int64_t count,
-                    const real *p, const real *q) {
-    const real *gamma = (const real *)n->gamma + j0, *beta = (const real *)n->beta + j0;
-    const real *shift = mod_of(n, row), *scale = shift ? shift + n->width + j0 : NULL;
-    real *dshift = g->dmod ? (real *)g->dmod + n->mod_row[row] * n->mod_width + j0 : NULL;
-    for (int64_t j = 0; j < count; j++) {
-        real factor = scale ? 1 + scale[j] : 1;
-        if (g->dgamma) g->dgamma[j0 + j] += factor * q[j];
-        if (g->dbeta) g->dbeta[j0 + j] += factor * p[j];
-        if (!dshift) continue;
+typedef struct {
+    real p[MAX_WIDTH], q[MAX_WIDTH];
+} ColumnSums;
+
+static void add_sums(const Norm *n, const NormGrad *g, int64_t row, const ColumnSums *sums) {
+    const real *gamma = n->gamma, *beta = n->beta, *p = sums->p, *q = sums->q;
+    const real *shift = mod_of(n, row), *scale = shift ? shift + n->width : NULL;
+    real *dshift = g->dmod ? (real *)g->dmod + n->mod_row[row] * n->mod_width : NULL;
+    for (int64_t j = 0; g->dgamma && j < n->width; j++)
+        g->dgamma[j] += (scale ? 1 + scale[j] : 1) * q[j];
+    for (int64_t j = 0; g->dbeta && j < n->width; j++)
+        g->dbeta[j] += (scale ? 1 + scale[j] : 1) * p[j];
+    for (int64_t j = 0; dshift && j < n->width; j++) {
         dshift[j] += p[j];
         dshift[n->width + j] += gamma[j] * q[j] + beta[j] * p[j];
     }
 }
 
-static void add_norm_columns(const Norm *n, const NormGrad *g, int64_t j0, int64_t count) {
-    RowSums sums = {(const real *)g->dy + j0, (const real *)n->x + j0, n->stats, n->width};
-    const int32_t *mod_row = n->mod_rows ? n->mod_row : NULL;
-    for (int64_t j = j0; g->dgamma && j < j0 + count; j++)
-        g->dgamma[j] = kept(g->keep_dgamma, g->dgamma + j, 0);
-    for (int64_t j = j0; g->dbeta && j < j0 + count; j++)
-        g->dbeta[j] = kept(g->keep_dbeta, g->dbeta + j, 0);
-    for (int64_t first = 0, last; first < n->rows; first = last) {
-        real p[COLUMN_BLOCK], q[COLUMN_BLOCK];
-        last = run_end(mod_row, first, n->rows);
-        sum_rows(&sums, first, last, count, p, q);
-        add_run(n, g, first, j0, count, p, q);
+/* Rows [first, last); without sums only dx. */
+static void norm_rows_grad(const Norm *n, const NormGrad *g, int64_t first, int64_t last,
+                           ColumnSums *sums) {
+    int64_t width = n->width;
+    for (int64_t i = first; i < last; i++) {
+        const real *mod = mod_of(n, i), *scale = mod ? mod + width : NULL, *gamma = n->gamma;
+        const real *dy = (const real *)g->dy + i * width, *x = (const real *)n->x + i * width;
+        real *dx = g->dx ? (real *)g->dx + i * width : NULL;
+        Moments m = {n->stats[2 * i], n->stats[2 * i + 1]};
+        if (sums)
+            norm_row_grad(dy, x, gamma, scale, m, width, sums->p, sums->q, g->keep_dx, dx);
+        else
+            norm_row_grad(dy, x, gamma, scale, m, width, NULL, NULL, g->keep_dx, dx);
     }
+}
+
+static void begin_sums(const Norm *n, const NormGrad *g) {
+    real *dmod = g->dmod;
+    for (int64_t i = 0; dmod && i < n->mod_rows * n->mod_width; i++)
+        dmod[i] = kept(g->keep_dmod, dmod + i, 0);
+    for (int64_t j = 0; g->dgamma && j < n->width; j++)
+        g->dgamma[j] = kept(g->keep_dgamma, g->dgamma + j, 0);
+    for (int64_t j = 0; g->dbeta && j < n->width; j++)
+        g->dbeta[j] = kept(g->keep_dbeta, g->dbeta + j, 0);
 }
 
 void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g) {
     (void)s;
     check_type(n->t, "norm_grad");
-    int64_t width = n->width, block = column_block(width);
-    real *dmod = g->dmod;
-    for (int64_t i = 0; dmod && i < n->mod_rows * n->mod_width; i++)
-        dmod[i] = kept(g->keep_dmod, dmod + i, 0);
-    if (g->dgamma || g->dbeta || dmod) {
-#pragma omp parallel for schedule(static) if (n->rows * width >= PARALLEL_MIN)
-        for (int64_t j = 0; j < width; j += block) add_norm_columns(n, g, j, MIN(block, width - j));
-    }
-    if (!g->dx) return;
-#pragma omp parallel for schedule(static) if (n->rows * width >= PARALLEL_MIN)
-    for (int64_t i = 0; i < n->rows; i++) {
-        const real *mod = mod_of(n, i);
-        Moments m = {n->stats[2 * i], n->stats[2 * i + 1]};
-        norm_row_grad((const real *)g->dy + i * width, (const real *)n->x + i * width, n->gamma,
-                      mod ? mod + width : NULL, m, width, g->keep_dx, (real *)g->dx + i * width);
+    CHECK(n->width <= MAX_WIDTH, "norm_grad: width %lld", (long long)n->width);
+    const int32_t *mod_row = n->mod_rows ? n->mod_row : NULL;
+    bool summed = g->dgamma || g->dbeta || g->dmod;
+    begin_sums(n, g);
+#pragma omp parallel if (n->rows * n->width >= PARALLEL_MIN)
+    for (int64_t first = 0, last; first < n->rows; first = last) {
+        last = summed ? run_end(mod_row, first, n->rows) : n->rows;
+#pragma omp for ordered schedule(static, 1)
+        for (int64_t i = first; i < last; i += SUM_ROWS) {
+            ColumnSums sums;
+            memset(sums.p, 0, (size_t)n->width * sizeof(real));
+            memset(sums.q, 0, (size_t)n->width * sizeof(real));
+            norm_rows_grad(n, g, i, MIN(i + SUM_ROWS, last), summed ? &sums : NULL);
+#pragma omp ordered
+            if (summed) add_sums(n, g, first, &sums);
+        }
     }
 }
 
@@ -216,7 +241,8 @@ static void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_
             sums.beta[j] += dnormal[j];
         }
         if (g->dx)
-            norm_row_grad(dnormal, x, q->gamma[z], NULL, m, size, g->keep_dx, (real *)g->dx + h);
+            norm_row_grad(dnormal, x, q->gamma[z], NULL, m, size, NULL, NULL, g->keep_dx,
+                          (real *)g->dx + h);
     }
     for (int64_t j = 0; j < size; j++) {
         chunk->gamma[j] += sums.gamma[j];

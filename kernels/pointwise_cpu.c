@@ -3,6 +3,8 @@
 #include "kernels/math.h"
 #include "kernels/random.h"
 
+#include <string.h>
+
 void cpu_gelu(Stream *s, DType t, int64_t n, const void *x, void *y) {
     (void)s;
     check_type(t, "gelu");
@@ -107,36 +109,45 @@ static void begin_mod(const Gate *g, real keep, real *dmod) {
     for (int64_t i = 0; i < g->mod_rows * g->mod_width; i++) dmod[i] = kept(keep, dmod + i, 0);
 }
 
-/* Adds the columns [j0, j0 + n) of the gate's gradient, run by run. */
-static void add_gate_columns(const Gate *g, const real *dy, int64_t j0, int64_t n, real *dmod) {
-    RowSums sums = {.x = dy + j0, .y = (const real *)g->a + j0, .ld = g->width};
-    for (int64_t first = 0, last; first < g->rows; first = last) {
-        real sum[COLUMN_BLOCK];
-        last = run_end(g->mod_row, first, g->rows);
-        sum_rows(&sums, first, last, n, NULL, sum);
-        real *row = dmod + g->mod_row[first] * g->mod_width + g->offset + j0;
-        for (int64_t j = 0; j < n; j++) row[j] += sum[j];
+static inline void add_product(const real *x, const real *y, int64_t n, real *restrict sum) {
+    for (int64_t j = 0; j < n; j++) sum[j] += x[j] * y[j];
+}
+
+/* Rows [first, last), which share one gate: da, and sum[j] += dy * a; either may be NULL. */
+static void gate_rows_grad(const Gate *g, const real *dy, int64_t first, int64_t last, real keep,
+                           real *da, real *restrict sum) {
+    const real *gate = (const real *)g->mod + g->mod_row[first] * g->mod_width + g->offset;
+    for (int64_t i = first; i < last; i++) {
+        const real *grad = dy + i * g->width;
+        if (sum) add_product(grad, (const real *)g->a + i * g->width, g->width, sum);
+        real *to = da ? da + i * g->width : NULL;
+#pragma omp simd
+        for (int64_t j = 0; j < (da ? g->width : 0); j++)
+            to[j] = kept(keep, to + j, gate[j] * grad[j]);
     }
+}
+
+static void add_gate_sums(const Gate *g, int64_t row, const real *sum, real *dmod) {
+    real *to = dmod + g->mod_row[row] * g->mod_width + g->offset;
+    for (int64_t j = 0; j < g->width; j++) to[j] += sum[j];
 }
 
 void cpu_gate_grad(Stream *s, const Gate *g, const void *dy, real keep_da, void *da, real keep_dmod,
                    void *dmod) {
     (void)s;
     check_type(g->t, "gate_grad");
-    int64_t width = g->width, block = column_block(width);
-    if (dmod) {
-        begin_mod(g, keep_dmod, dmod);
-#pragma omp parallel for schedule(static) if (g->rows * width >= PARALLEL_MIN)
-        for (int64_t j = 0; j < width; j += block)
-            add_gate_columns(g, dy, j, MIN(block, width - j), dmod);
-    }
-    if (!da) return;
-#pragma omp parallel for schedule(static) if (g->rows * width >= PARALLEL_MIN)
-    for (int64_t i = 0; i < g->rows; i++) {
-        const real *grad = (const real *)dy + i * width;
-        const real *gate = (const real *)g->mod + g->mod_row[i] * g->mod_width + g->offset;
-        real *to = (real *)da + i * width;
-#pragma omp simd
-        for (int64_t j = 0; j < width; j++) to[j] = kept(keep_da, to + j, gate[j] * grad[j]);
+    CHECK(g->width <= MAX_WIDTH, "gate_grad: width %lld", (long long)g->width);
+    if (dmod) begin_mod(g, keep_dmod, dmod);
+#pragma omp parallel if (g->rows * g->width >= PARALLEL_MIN)
+    for (int64_t first = 0, last; first < g->rows; first = last) {
+        last = run_end(g->mod_row, first, g->rows);
+#pragma omp for ordered schedule(static, 1)
+        for (int64_t i = first; i < last; i += SUM_ROWS) {
+            real sum[MAX_WIDTH];
+            memset(sum, 0, (size_t)g->width * sizeof *sum);
+            gate_rows_grad(g, dy, i, MIN(i + SUM_ROWS, last), keep_da, da, dmod ? sum : NULL);
+#pragma omp ordered
+            if (dmod) add_gate_sums(g, first, sum, dmod);
+        }
     }
 }

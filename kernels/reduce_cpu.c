@@ -3,7 +3,10 @@
 
 #include <omp.h>
 
-int64_t column_block(int64_t cols) {
+enum { COLUMN_BLOCK = 1024 };
+
+/* Columns of a block, <= COLUMN_BLOCK, so that every thread has one. */
+static int64_t column_block(int64_t cols) {
     int64_t share = align_up((cols + omp_get_max_threads() - 1) / omp_get_max_threads(), 64);
     return MAX(MIN(share, COLUMN_BLOCK), 1);
 }
@@ -19,72 +22,16 @@ static inline void add(const real *restrict x, int64_t n, real *restrict sum) {
     for (int64_t j = 0; j < n; j++) sum[j] += x[j];
 }
 
-/* Four rows at a time keep more of the memory busy; each sum still takes them in order. */
-static void add_rows(const RowSums *r, int64_t first, int64_t last, int64_t n, real *restrict sum) {
-    int64_t i = first;
-    for (; i + 4 <= last; i += 4) {
-        const real *x0 = r->x + i * r->ld, *x1 = x0 + r->ld, *x2 = x1 + r->ld, *x3 = x2 + r->ld;
+/* sum[j] += sum over rows of x[i*ld + j], four rows at a time to keep more of the memory busy; each
+ * sum still takes them in order. */
+static void add_rows(const real *x, int64_t rows, int64_t n, int64_t ld, real *restrict sum) {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+        const real *x0 = x + i * ld, *x1 = x0 + ld, *x2 = x1 + ld, *x3 = x2 + ld;
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) sum[j] = sum[j] + x0[j] + x1[j] + x2[j] + x3[j];
     }
-    for (; i < last; i++) add(r->x + i * r->ld, n, sum);
-}
-
-typedef struct {
-    const real *x, *y;
-    real mean, rstd;
-} Row;
-
-static inline Row row_of(const RowSums *r, int64_t i) {
-    return (Row){r->x + i * r->ld, r->y + i * r->ld, r->stats ? r->stats[2 * i] : 0,
-                 r->stats ? r->stats[2 * i + 1] : 1};
-}
-
-static inline real term(const Row *r, int64_t j) {
-    return r->x[j] * ((r->y[j] - r->mean) * r->rstd);
-}
-
-static void add_products(const RowSums *r, int64_t first, int64_t last, int64_t n,
-                         real *restrict sum) {
-    int64_t i = first;
-    for (; i + 4 <= last; i += 4) {
-        Row a = row_of(r, i), b = row_of(r, i + 1), c = row_of(r, i + 2), d = row_of(r, i + 3);
-#pragma omp simd
-        for (int64_t j = 0; j < n; j++)
-            sum[j] = sum[j] + term(&a, j) + term(&b, j) + term(&c, j) + term(&d, j);
-    }
-    for (; i < last; i++) {
-        Row a = row_of(r, i);
-#pragma omp simd
-        for (int64_t j = 0; j < n; j++) sum[j] += term(&a, j);
-    }
-}
-
-/* Sums both in one walk: what add_rows and add_products would, bit for bit. */
-static void add_both(const RowSums *r, int64_t first, int64_t last, int64_t n, real *restrict sum,
-                     real *restrict product) {
-    for (int64_t i = first; i < last; i += 4) {
-        int64_t end = MIN(i + 4, last);
-        add_rows(r, i, end, n, sum);
-        add_products(r, i, end, n, product);
-    }
-}
-
-void sum_rows(const RowSums *r, int64_t first, int64_t last, int64_t n, real *sum, real *product) {
-    for (int64_t j = 0; sum && j < n; j++) sum[j] = 0;
-    for (int64_t j = 0; product && j < n; j++) product[j] = 0;
-    for (int64_t chunk = first; chunk < last; chunk += ROW_CHUNK) {
-        real sums[COLUMN_BLOCK] = {0}, products[COLUMN_BLOCK] = {0};
-        int64_t end = MIN(chunk + ROW_CHUNK, last);
-        if (sum && product)
-            add_both(r, chunk, end, n, sums, products);
-        else if (sum)
-            add_rows(r, chunk, end, n, sums);
-        else
-            add_products(r, chunk, end, n, products);
-        if (sum) add(sums, n, sum);
-        if (product) add(products, n, product);
-    }
+    for (; i < rows; i++) add(x + i * ld, n, sum);
 }
 
 void cpu_column_sum(Stream *s, DType t, int64_t rows, int64_t cols, int64_t ld, const void *x,
@@ -94,9 +41,13 @@ void cpu_column_sum(Stream *s, DType t, int64_t rows, int64_t cols, int64_t ld, 
     int64_t block = column_block(cols);
 #pragma omp parallel for schedule(static) if (rows * cols >= PARALLEL_MIN)
     for (int64_t j0 = 0; j0 < cols; j0 += block) {
-        real sum[COLUMN_BLOCK];
+        real sum[COLUMN_BLOCK] = {0};
         int64_t n = MIN(block, cols - j0);
-        sum_rows(&(RowSums){.x = (const real *)x + j0, .ld = ld}, 0, rows, n, sum, NULL);
+        for (int64_t i = 0; i < rows; i += ROW_CHUNK) {
+            real chunk[COLUMN_BLOCK] = {0};
+            add_rows((const real *)x + i * ld + j0, MIN(ROW_CHUNK, rows - i), n, ld, chunk);
+            add(chunk, n, sum);
+        }
         for (int64_t j = 0; j < n; j++) y[j0 + j] = kept(keep, y + j0 + j, sum[j]);
     }
 }

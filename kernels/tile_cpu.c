@@ -65,12 +65,18 @@ static inline __attribute__((always_inline)) void tile(int rows, const TileProdu
 static void tile_of_rows(int64_t rows, const TileProduct *t, const real *a, const real *b, real *c,
                          int64_t ldc) {
     switch (rows) {
-    case 1: return tile(1, t, a, b, c, ldc);
-    case 2: return tile(2, t, a, b, c, ldc);
-    case 3: return tile(3, t, a, b, c, ldc);
-    case 4: return tile(4, t, a, b, c, ldc);
-    case 5: return tile(5, t, a, b, c, ldc);
-    default: return tile(TILE_ROWS, t, a, b, c, ldc);
+    case 1:
+        return tile(1, t, a, b, c, ldc);
+    case 2:
+        return tile(2, t, a, b, c, ldc);
+    case 3:
+        return tile(3, t, a, b, c, ldc);
+    case 4:
+        return tile(4, t, a, b, c, ldc);
+    case 5:
+        return tile(5, t, a, b, c, ldc);
+    default:
+        return tile(TILE_ROWS, t, a, b, c, ldc);
     }
 }
 

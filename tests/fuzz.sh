@@ -27,7 +27,8 @@ fi
 "$clang" $flags "$target" "$@" -o "$work/fuzz"
 mkdir "$work/new"
 if "$work/fuzz" -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
-     -print_final_stats=1 -artifact_prefix="$work/failed-" "$work/new" "$corpus" >"$work/log" 2>&1; then
+     -print_final_stats=1 -artifact_prefix="$work/failed-" "$work/new" "$corpus" \
+     >"$work/log" 2>&1; then
   grep -E 'DONE|stat::(number_of|average)' "$work/log"
   rm -r "$work"
 else

@@ -29,6 +29,6 @@ void profile_list(char *text, size_t size);
 /* Times a product, a small attention and a copy on this machine's CPU (about 0.2 s). */
 Profile profile_measure(void);
 
-/* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic and
- * what it sends. */
+/* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
+ * and what it sends. */
 double profile_seconds(const Profile *p, const Plan *plan);

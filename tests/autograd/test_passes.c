@@ -209,7 +209,7 @@ static void repeated_runs_have_the_same_bits(void **state) {
 /* Rows enough that kernels do work in parallel. */
 static void threads_do_not_change_the_bits(void **state) {
     (void)state;
-    static const BlocksRows ROWS = {1100, 3, 450, 0};
+    static const BlocksRows ROWS = {700, 3, 260, 0};
     for (size_t k = 0; k < COUNT(KINDS); k++) {
         BlocksKind kind = KINDS[k];
         kind.rows = ROWS;

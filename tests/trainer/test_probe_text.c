@@ -127,7 +127,7 @@ static void mistakes_are_said(void **state) {
     REFUSED(probe_captions("{\"text\": \"a\"}\n{\"txt\": \"b\"}\n"), EXIT_USER, "line 2",
             "\"text\"");
     REFUSED(probe_captions("{\"text\": 4}\n"), EXIT_USER, "line 1", "a text");
-    REFUSED(probe_captions("{\"text\": \"\xff\"}\n"), EXIT_USER, "line 1", "UTF-8");
+    REFUSED(probe_captions("{\"text\": \"\xff\"}\n"), EXIT_USER, "line 1", "0xff");
     REFUSED(probe_captions("{\"text\": \"\xc3"), EXIT_USER, "line 1");
     REFUSED(probe_captions("{\"text\": \"a\"}\n\n"), EXIT_USER, "line 2");
     REFUSED(probe_captions(""), EXIT_USER, "captions.jsonl", "at least one line");
@@ -146,8 +146,8 @@ static void mistakes_are_said(void **state) {
     file.n_items = 2;
     assert_true(safetensors_write(path, &file, &e));
     REFUSED(probe(model, "probe.inputs", path), EXIT_USER, "latents", "alone");
-    items[0].n_dims = 1;
-    items[0].shape[0] = 2;
+    items[0].n_dims = 3;
+    items[0].shape[2] = 1;
     file.n_items = 1;
     assert_true(safetensors_write(path, &file, &e));
     REFUSED(probe(model, "probe.inputs", path), EXIT_USER, "input_ids", "[n,L]");

@@ -1,0 +1,119 @@
+/* Owns the rows of `bench` and how they are printed. */
+#include "trainer/bench.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+Bench bench_open(const Config *c) {
+    return (Bench){.config = c, .limit = profile_measure(), .repeat = (int)c->bench.repeat};
+}
+
+void bench_close(Bench *b) {
+    for (int i = 0; i < b->n_rows; i++) free(b->rows[i].seconds);
+    free(b->rows);
+}
+
+BenchRow *bench_row(Bench *b, const char *name) {
+    for (int i = 0; i < b->n_rows; i++)
+        if (!strcmp(b->rows[i].name, name)) return &b->rows[i];
+    b->rows = xrealloc(b->rows, (size_t)(b->n_rows + 1) * sizeof *b->rows);
+    BenchRow *row = &b->rows[b->n_rows++];
+    *row = (BenchRow){.seconds = xcalloc((size_t)b->repeat, sizeof *row->seconds)};
+    snprintf(row->name, sizeof row->name, "%s", name);
+    return row;
+}
+
+/* "linear backward [2026,1920]x[7680,1920]", "conv forward [11,96,96,128]->[9,96,96,128]": op,
+ * phase, and the shapes that set the work. */
+static void step_name(const Plan *p, const Step *s, char name[96]) {
+    char a[64], w[64];
+    if (!s->node) {
+        snprintf(name, 96, "%s %lld", s->phase == GATHER ? "gather" : "reduce",
+                 (long long)p->graph->params->bucket[s->bucket].count);
+        return;
+    }
+    const Node *n = s->node;
+    const char *phase = s->phase == BACKWARD ? "backward" : "forward";
+    bool linear = n->in[1] && n->in[1]->role == ROLE_PARAM && n->in[1]->shape.rank > 1;
+    bool frames = n->in[0]->shape.rank == 4 && n->out[0]->shape.rank == 4;
+    Shape second = linear ? n->in[1]->shape : n->out[0]->shape;
+    snprintf(name, 96, "%s %s %s%s%s", n->op->name, phase, shape_text(n->in[0]->shape, a),
+             linear   ? "x"
+             : frames ? "->"
+                      : "",
+             linear || frames ? shape_text(second, w) : "");
+}
+
+void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
+    for (int i = 0; i < p->n_steps; i++) {
+        char name[96];
+        step_name(p, &p->steps[i], name);
+        BenchRow *row = bench_row(b, name);
+        row->seconds[turn] += seconds[i];
+        Cost c = step_cost(p, &p->steps[i]);
+        if (turn) continue;
+        row->cost.flops += c.flops;
+        row->cost.bytes += c.bytes;
+    }
+}
+
+/* The least time that the measured limits allow, over the time taken. */
+static double share_of(const Bench *b, const BenchRow *r) {
+    double flops = r->cost.flops / b->limit.matmul_flops;
+    double bytes = r->cost.bytes / b->limit.memory_rate;
+    return MAX(flops, bytes) / r->seconds[0];
+}
+
+static void print_table(const Bench *b) {
+    printf("limit: %.4g GFLOP/s (products), %.4g GB/s (copy)\n", b->limit.matmul_flops / 1e9,
+           b->limit.memory_rate / 1e9);
+    for (int i = 0; i < b->n_rows; i++) {
+        const BenchRow *r = &b->rows[i];
+        if (!r->peak_bytes) continue;
+        printf("%s: %.3f GiB at the peak", r->name, (double)r->peak_bytes / (1 << 30));
+        if (r->rows) printf(", %lld rows", (long long)r->rows);
+        printf("\n");
+    }
+    printf("%-52s %10s %10s %10s %8s %6s\n", "name", "min ms", "median ms", "GFLOP/s", "GB/s",
+           "share");
+    for (int i = 0; i < b->n_rows; i++) {
+        const BenchRow *r = &b->rows[i];
+        printf("%-52s %10.3f %10.3f %10.1f %8.1f %6.2f\n", r->name, 1e3 * r->seconds[0],
+               1e3 * r->seconds[b->repeat / 2], r->cost.flops / r->seconds[0] / 1e9,
+               r->cost.bytes / r->seconds[0] / 1e9, share_of(b, r));
+    }
+}
+
+static void print_json(const Bench *b) {
+    json_t *list = json_array();
+    for (int i = 0; i < b->n_rows; i++) {
+        const BenchRow *r = &b->rows[i];
+        json_t *j =
+            json_pack("{s:s, s:f, s:f, s:f, s:f, s:f}", "name", r->name, "min_ms",
+                      1e3 * r->seconds[0], "median_ms", 1e3 * r->seconds[b->repeat / 2], "flops",
+                      r->cost.flops, "bytes", r->cost.bytes, "share", share_of(b, r));
+        CHECK(j, "bench: JSON of %s", r->name);
+        if (r->rows) json_object_set_new(j, "rows", json_integer(r->rows));
+        if (r->peak_bytes) json_object_set_new(j, "peak_bytes", json_integer(r->peak_bytes));
+        json_array_append_new(list, j);
+    }
+    json_dumpf(list, stdout, JSON_INDENT(2));
+    printf("\n");
+    json_decref(list);
+}
+
+static int by_value(const void *x, const void *y) {
+    double a = *(const double *)x, b = *(const double *)y;
+    return (a > b) - (a < b);
+}
+
+void bench_print(Bench *b, bool json) {
+    for (int i = 0; i < b->n_rows; i++)
+        qsort(b->rows[i].seconds, (size_t)b->repeat, sizeof(double), by_value);
+    if (json)
+        print_json(b);
+    else
+        print_table(b);
+}
