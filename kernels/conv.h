@@ -32,6 +32,9 @@ void frame_conv_pack(ConvLibrary *l, const FrameConv *f, const real *w, real *pa
 void frame_conv_run(ConvLibrary *l, const FrameConv *f, const real *x, const real *packed,
                     const real *bias, real *y, void *workspace);
 
+/* Streams for products alone, each of one thread: at least n. */
+Stream *conv_lanes(Stream *s, int n);
+
 /* Rows and columns of an output frame of c. */
 static inline int64_t conv_out_size(const Conv *c, int64_t size) {
     return c->stride == 2 ? (size - 2) / 2 + 1 : size * c->enlarge;

@@ -16,6 +16,8 @@ struct CompiledFrame {
 struct ConvCache {
     ConvLibrary *library;
     CompiledFrame *first;
+    Stream *lanes; /* [n_lanes] */
+    int n_lanes;
 };
 
 ConvCache *conv_cache_open(void) {
@@ -30,8 +32,18 @@ void conv_cache_close(ConvCache *c) {
         frame_conv_free(f->conv);
         free(f);
     }
+    for (int i = 0; i < c->n_lanes; i++) gemm_cache_close(c->lanes[i].gemms);
+    free(c->lanes);
     conv_library_close(c->library);
     free(c);
+}
+
+Stream *conv_lanes(Stream *s, int n) {
+    ConvCache *c = s->convs;
+    if (n > c->n_lanes) c->lanes = xrealloc(c->lanes, (size_t)n * sizeof *c->lanes);
+    for (; c->n_lanes < n; c->n_lanes++)
+        c->lanes[c->n_lanes] = (Stream){.gemms = gemm_cache_open()};
+    return c->lanes;
 }
 
 static const FrameConv *frame_conv(Stream *s, const Conv *c) {

@@ -6,19 +6,20 @@
  * of the 16 places in a tile is one matrix product over channels and taps in time. The taps of one
  * output frame are neighbours in V [16, tiles, frames, I], so that a product's rows are
  * kt * I long and begin every frames * I elements: the frames are transformed once for all.
- * Tiles are worked on in blocks whose V stays in a cache.
+ * Each thread works on blocks of tiles of its own, from V to y, whose V stays in a cache.
  */
 #include "kernels/conv.h"
 
+#include <omp.h>
 #include <string.h>
 
 enum {
     PLACES = 16,
-    MIN_TILES = 256,        /* of a frame: fewer do not pay for the transformed weights */
-    MIN_CHANNELS = 16,      /* likewise for the products */
-    BLOCK_BYTES = 16 << 20, /* of V, at most */
-    MIN_BLOCK = 64,         /* tiles, at least */
-    PIECE = 64              /* channels of an output that are computed together */
+    MIN_TILES = 128,       /* of a frame: fewer do not pay for the transformed weights */
+    MIN_CHANNELS = 16,     /* likewise for the products */
+    BLOCK_BYTES = 4 << 20, /* of V, if that is enough for MIN_BLOCK tiles */
+    MIN_BLOCK = 96,        /* tiles: fewer would read the weights too often */
+    PIECE = 64             /* channels of an output that are computed together */
 };
 
 typedef struct {
@@ -31,7 +32,9 @@ static Tiling tiling_of(const Conv *c) {
     Tiling t = {.across = (c->width * c->enlarge + 1) / 2, .frames = c->frames + c->kt - 1};
     t.tiles = t.across * ((c->height * c->enlarge + 1) / 2);
     int64_t tile_bytes = PLACES * t.frames * c->in * (int64_t)sizeof(real);
-    t.block = MIN(t.tiles, MAX(MIN_BLOCK, BLOCK_BYTES / tile_bytes));
+    int64_t block = MAX(MIN_BLOCK, BLOCK_BYTES / tile_bytes),
+            blocks = (t.tiles + block - 1) / block;
+    t.block = (t.tiles + blocks - 1) / blocks;
     return t;
 }
 
@@ -164,48 +167,60 @@ static Gemm product_of(const Conv *c, const Tiling *t, int64_t tiles) {
                   .alpha = 1};
 }
 
-/* The workspace: a pixel of zeros, V, the products M [16, tiles, O], and what a product needs. */
+/* A thread's part of the workspace: V, the products M [16, tiles, O], and what a product needs. */
 typedef struct {
-    size_t v, m, gemm, end; /* bytes from the beginning */
+    size_t m, gemm, end; /* bytes from the beginning */
 } Room;
 
 static Room room_of(Stream *s, const Conv *c, const Tiling *t) {
     size_t size = sizeof(real) * PLACES * (size_t)t->block;
-    Room r = {.v = (size_t)align_up(c->in * (int64_t)sizeof(real), 256)};
-    r.m = (size_t)align_up((int64_t)(r.v + size * (size_t)(t->frames * c->in)), 256);
-    r.gemm = (size_t)align_up((int64_t)(r.m + size * (size_t)c->out), 256);
     Gemm whole = product_of(c, t, t->block), rest = product_of(c, t, t->tiles % t->block);
-    r.end = r.gemm + MAX(cpu_gemm_workspace(s, &whole), cpu_gemm_workspace(s, &rest));
+    Stream *lane = conv_lanes(s, 1);
+    int threads = omp_get_max_threads();
+    omp_set_num_threads(1);
+    size_t gemm = MAX(cpu_gemm_workspace(lane, &whole), cpu_gemm_workspace(lane, &rest));
+    omp_set_num_threads(threads);
+    Room r = {.m = (size_t)align_up((int64_t)size * t->frames * c->in, 256)};
+    r.gemm = (size_t)align_up((int64_t)(r.m + size * (size_t)c->out), 256);
+    r.end = (size_t)align_up((int64_t)(r.gemm + gemm), 256);
     return r;
+}
+
+/* A pixel of zeros comes before the threads' parts. */
+static size_t zeros_bytes(const Conv *c) {
+    return (size_t)align_up(c->in * (int64_t)sizeof(real), 256);
 }
 
 size_t winograd_workspace(Stream *s, const Conv *c) {
     Tiling t = tiling_of(c);
-    return room_of(s, c, &t).end;
+    return zeros_bytes(c) + (size_t)omp_get_max_threads() * room_of(s, c, &t).end;
 }
 
-/* Tiles [first, first + tiles) of all frames. */
-static void run_block(Stream *s, const Conv *c, const Tiling *t, int64_t first, int64_t tiles,
-                      const real *x, const real *packed, const real *bias, real *y) {
-    Room room = room_of(s, c, t);
-    char *base = s->workspace;
-    real *zeros = s->workspace, *v = (real *)(base + room.v), *m = (real *)(base + room.m);
-    int64_t row = t->frames * c->in, frame = c->height * c->width * c->in;
+typedef struct {
+    const Conv *c;
+    Tiling t;
+    Room room;
+    const real *x, *packed, *bias, *zeros;
+    real *y;
+} Work;
+
+/* Tiles [first, first + tiles) of all frames, on this thread. */
+static void run_block(const Work *w, Stream *lane, char *base, int64_t first, int64_t tiles) {
+    const Conv *c = w->c;
+    real *v = (real *)base, *m = (real *)(base + w->room.m), *y = w->y;
+    int64_t row = w->t.frames * c->in, frame = c->height * c->width * c->in;
     int64_t out = c->height * c->width * c->enlarge * c->enlarge * c->out;
-    Gemm g = product_of(c, t, tiles);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < tiles * t->frames; i++)
-        gather_tile(c, t, x + i % t->frames * frame, zeros, first + i / t->frames, v + i * c->in,
-                    tiles * row);
-    Stream inner = *s;
-    inner.workspace = base + room.gemm;
-    inner.workspace_bytes = s->workspace_bytes - room.gemm;
+    Gemm g = product_of(c, &w->t, tiles);
+    for (int64_t i = 0; i < tiles * w->t.frames; i++)
+        gather_tile(c, &w->t, w->x + i % w->t.frames * frame, w->zeros, first + i / w->t.frames,
+                    v + i * c->in, tiles * row);
+    lane->workspace = base + w->room.gemm;
+    lane->workspace_bytes = w->room.end - w->room.gemm;
     for (int64_t f = 0; f < c->frames; f++) {
         int copies = conv_copies(c, f);
-        cpu_gemm(&inner, &g, v + f * c->in, packed, NULL, m);
-#pragma omp parallel for schedule(static)
+        cpu_gemm(lane, &g, v + f * c->in, w->packed, NULL, m);
         for (int64_t i = 0; i < tiles; i++)
-            put_tile(c, t, m + i * c->out, tiles * c->out, first + i, bias, copies, y);
+            put_tile(c, &w->t, m + i * c->out, tiles * c->out, first + i, w->bias, copies, y);
         y += copies * out;
     }
 }
@@ -213,10 +228,20 @@ static void run_block(Stream *s, const Conv *c, const Tiling *t, int64_t first, 
 void winograd_run(Stream *s, const Conv *c, const real *x, const real *packed, const real *bias,
                   real *y) {
     Tiling t = tiling_of(c);
-    size_t bytes = winograd_workspace(s, c);
+    Work w = {c, t, room_of(s, c, &t), x, packed, bias, s->workspace, y};
+    int threads = omp_get_max_threads();
+    Stream *lanes = conv_lanes(s, threads);
+    size_t zeros = zeros_bytes(c), bytes = zeros + (size_t)threads * w.room.end;
     CHECK(bytes <= s->workspace_bytes, "conv: needs %zu bytes of workspace, has %zu", bytes,
           s->workspace_bytes);
-    memset(s->workspace, 0, (size_t)c->in * sizeof(real));
-    for (int64_t first = 0; first < t.tiles; first += t.block)
-        run_block(s, c, &t, first, MIN(t.block, t.tiles - first), x, packed, bias, y);
+    memset(s->workspace, 0, zeros);
+#pragma omp parallel num_threads(threads)
+    {
+        int thread = omp_get_thread_num();
+        char *base = (char *)s->workspace + zeros + (size_t)thread * w.room.end;
+        omp_set_num_threads(1); /* of the products' own threads, within this region */
+#pragma omp for schedule(dynamic)
+        for (int64_t first = 0; first < t.tiles; first += t.block)
+            run_block(&w, &lanes[thread], base, first, MIN(t.block, t.tiles - first));
+    }
 }
