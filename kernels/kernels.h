@@ -133,7 +133,7 @@ typedef struct {
     int segments;             /* B */
     const int64_t *cu_rows;   /* [B+1] on the host: rows of each sample */
     const uint32_t *ordinals; /* [B] on the device: sample ordinals */
-    real p;                   /* probability of zero, 0 <= p < 1 */
+    real p;                   /* probability of zero, 0 <= p < 1, in steps of 2^-16 */
     uint64_t seed;
     uint32_t step, purpose;
 } Dropout;

@@ -61,19 +61,19 @@ void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real kee
     for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, alpha * from[i]);
 }
 
-/* Elements [first, first + n) of one sample, whose data begin at x and y. */
+/* Elements [first, first + n) of one sample, whose data begin at x and y; first is even. */
 static void drop_block(const Dropout *d, uint32_t ordinal, int64_t first, int64_t n, const real *x,
                        real keep, real *y) {
     enum { BLOCK = 1024 };
     Draw draw = {.seed = d->seed, .ordinal = ordinal, .step = d->step, .purpose = d->purpose};
-    uint64_t threshold = (uint64_t)((double)d->p * 4294967296.0 + 0.5);
-    real scale = 1 / (1 - d->p);
+    uint32_t threshold = dropout_threshold(d->p);
+    real scale = 65536 / (real)(65536 - threshold);
     for (int64_t i = first; i < first + n; i += BLOCK) {
-        uint32_t bits[BLOCK];
+        uint16_t u[BLOCK];
         int64_t count = MIN(BLOCK, first + n - i);
-        random_bits(draw, i, count, bits);
+        random_halves(draw, i, count, u);
         for (int64_t j = 0; j < count; j++)
-            y[i + j] = kept(keep, y + i + j, bits[j] < threshold ? 0 : x[i + j] * scale);
+            y[i + j] = kept(keep, y + i + j, u[j] < threshold ? 0 : x[i + j] * scale);
     }
 }
 

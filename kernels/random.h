@@ -8,7 +8,9 @@
  *   uniform(u)   = (u >> 9) * 2^-23 + 2^-24, in (0, 1) and exact in a float
  *   normals      : lanes (0,1) and (2,3) are Box-Muller pairs: r = sqrt(-2 log u0), a = 2 pi u1,
  *                  z0 = r cos a, z1 = r sin a, with the polynomials of kernels/math.h
- *   dropout      : an element is zeroed where u < round(p * 2^32), u the raw 32 bits
+ *   dropout      : elements take 16 bits, the lower half of a lane before the upper: counter
+ *                  element / 8, lane element % 8 / 2. An element is zeroed where they are below
+ *                  round(p * 2^16), and the others are scaled by what that leaves
  */
 #pragma once
 
@@ -24,6 +26,10 @@ enum {
     PURPOSE_IMAGE_DROPOUT = 6,
     PURPOSE_INIT = 7,
     PURPOSE_ORDER = 8,
+    PURPOSE_SAMPLE_START = 9,      /* the noise that sampling starts from */
+    PURPOSE_SAMPLE_STEP = 10,      /* what a stochastic scheduler draws; step = number of the draw */
+    PURPOSE_SAMPLE_POSTERIOR = 11, /* of an image or video that sampling starts from */
+    PURPOSE_IMAGE_SIGMA = 12,      /* how strong a cached image condition's noise is */
     PURPOSE_DROPOUT = 1 << 16,
 };
 
@@ -33,6 +39,10 @@ typedef struct {
 } Draw;
 
 void random_bits(Draw d, int64_t first, int64_t n, uint32_t *out);
+/* 16 bits each; first is even. */
+void random_halves(Draw d, int64_t first, int64_t n, uint16_t *out);
 void random_uniform(Draw d, int64_t first, int64_t n, float *out);
 /* n standard normals for elements [first, first + n). */
 void random_normal(Draw d, int64_t first, int64_t n, float *out);
+
+static inline uint32_t dropout_threshold(double p) { return (uint32_t)(p * 65536 + 0.5); }

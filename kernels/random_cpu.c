@@ -27,6 +27,16 @@ void random_bits(Draw d, int64_t first, int64_t n, uint32_t *out) {
 
 enum { BLOCK = 256 };
 
+void random_halves(Draw d, int64_t first, int64_t n, uint16_t *out) {
+    CHECK(first % 2 == 0, "random: element %lld is odd", (long long)first);
+    for (int64_t i = 0; i < n; i += 2 * BLOCK) {
+        uint32_t bits[BLOCK];
+        int64_t count = MIN(2 * BLOCK, n - i);
+        random_bits(d, (first + i) / 2, (count + 1) / 2, bits);
+        memcpy(out + i, bits, (size_t)count * sizeof *out); /* machines are little-endian */
+    }
+}
+
 void random_uniform(Draw d, int64_t first, int64_t n, float *out) {
     for (int64_t i = 0; i < n; i += BLOCK) {
         uint32_t bits[BLOCK];

@@ -56,25 +56,40 @@ void cpu_scatter_rows(Stream *s, DType t, int64_t n, int64_t rows, int64_t width
         put_row((const real *)dy + i * width, width, keep, (real *)dx + index[i] * width);
 }
 
-/* Where row `row`'s column (c, a, i, 0) lies among the latents. */
-static int64_t latent_index(const Patch *p, int64_t row, int64_t c, int64_t a, int64_t i) {
-    int64_t across = p->width / p->patch, down = p->height / p->patch;
-    int64_t w = row % across, h = row / across % down, f = row / across / down;
-    int64_t plane = (f * p->patch_t + a) * p->channels + c;
-    return (plane * p->height + h * p->patch + i) * p->width + w * p->patch;
+/* Copies between one row of latents and the same patches' columns in a line of rows, `patch` values
+ * each; `patch` is a constant where this is inlined. */
+static inline void move_line(const Patch *p, int64_t patch, bool to_rows, const real *from,
+                             real keep, real *to) {
+    int64_t row = p->row_width;
+    for (int64_t w = 0; w < p->width / patch; w++)
+        for (int64_t j = 0; j < patch; j++) {
+            const real *x = from + (to_rows ? w * patch : w * row) + j;
+            real *y = to + (to_rows ? w * row : w * patch) + j;
+            *y = kept(keep, y, *x);
+        }
 }
 
-/* Copies between the latents and the columns of one row. */
-static void move_patch(const Patch *p, int64_t row, bool to_rows, const real *from, real keep,
-                       real *to) {
-    int64_t column = row * p->row_width + p->offset;
+static void move_line_of(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
+    if (p->patch == 2 && to_rows && keep == 0)
+        move_line(p, 2, true, from, 0, to);
+    else if (p->patch == 2 && keep == 0)
+        move_line(p, 2, false, from, 0, to);
+    else
+        move_line(p, p->patch, to_rows, from, keep, to);
+}
+
+/* One line of patches: frame f, row h of the grid. */
+static void move_strip(const Patch *p, int64_t f, int64_t h, bool to_rows, const real *from,
+                       real keep, real *to) {
+    int64_t across = p->width / p->patch, down = p->height / p->patch;
+    int64_t column = (f * down + h) * across * p->row_width + p->offset;
     for (int64_t c = 0; c < p->channels; c++)
         for (int64_t a = 0; a < p->patch_t; a++)
             for (int64_t i = 0; i < p->patch; i++, column += p->patch) {
-                int64_t latent = latent_index(p, row, c, a, i);
-                const real *x = from + (to_rows ? latent : column);
-                real *y = to + (to_rows ? column : latent);
-                for (int64_t j = 0; j < p->patch; j++) y[j] = kept(keep, y + j, x[j]);
+                int64_t plane = (f * p->patch_t + a) * p->channels + c;
+                int64_t latent = (plane * p->height + h * p->patch + i) * p->width;
+                move_line_of(p, to_rows, from + (to_rows ? latent : column), keep,
+                             to + (to_rows ? column : latent));
             }
 }
 
@@ -84,9 +99,9 @@ static void move_patches(const Patch *p, bool to_rows, const real *from, real ke
           "patches of %lld x %lld do not tile [%lld,%lld,%lld]", (long long)p->patch_t,
           (long long)p->patch, (long long)p->frames, (long long)p->height, (long long)p->width);
     int64_t elements = p->frames * p->height * p->width;
-    int64_t rows = elements / (p->patch_t * p->patch * p->patch);
+    int64_t down = p->height / p->patch, strips = p->frames / p->patch_t * down;
 #pragma omp parallel for schedule(static) if (elements * p->channels >= PARALLEL_MIN)
-    for (int64_t row = 0; row < rows; row++) move_patch(p, row, to_rows, from, keep, to);
+    for (int64_t i = 0; i < strips; i++) move_strip(p, i / down, i % down, to_rows, from, keep, to);
 }
 
 void cpu_patchify(Stream *s, const Patch *p, const void *x, real keep, void *rows) {

@@ -39,7 +39,7 @@ const Key CONFIG_TABLE[CONFIG_KEYS] = {
     {"lora.alpha", KEY_FLOAT, AT(lora.alpha), "64", 0, 1e6,
      .doc = "the adapter's output is scaled by alpha / rank"},
     {"lora.dropout", KEY_FLOAT, AT(lora.dropout), "0", 0, 0.99,
-     .doc = "share of the adapter's inputs that is dropped"},
+     .doc = "share of the adapter's inputs that is dropped, in steps of 1/65536"},
     {"lora.init", KEY_CHOICE, AT(lora.init), "kaiming", .choices = "kaiming|gaussian",
      .doc = "how A is drawn; B starts at zero"},
     {"lora.target_modules", KEY_STRINGS, AT(lora.target_modules), "[to_q, to_k, to_v, to_out.0]",
