@@ -27,7 +27,7 @@ enum {
     PURPOSE_INIT = 7,
     PURPOSE_ORDER = 8,
     PURPOSE_SAMPLE_START = 9,      /* the noise that sampling starts from */
-    PURPOSE_SAMPLE_STEP = 10,      /* what a stochastic scheduler draws; step = number of the draw */
+    PURPOSE_SAMPLE_STEP = 10,      /* what a stochastic scheduler draws: trainer/sample_noise.h */
     PURPOSE_SAMPLE_POSTERIOR = 11, /* of an image or video that sampling starts from */
     PURPOSE_IMAGE_SIGMA = 12,      /* how strong a cached image condition's noise is */
     PURPOSE_DROPOUT = 1 << 16,
