@@ -4,6 +4,7 @@
 
 #include "data/cache_index.h"
 #include "data/cache_part.h"
+#include "data/lock.h"
 #include "data/whole.h"
 #include "kernels/kernels.h"
 
@@ -19,14 +20,16 @@
 enum {
     PART_ENTRIES = 64,     /* a part is closed after so many entries, */
     PART_BYTES = 64 << 20, /* or so many bytes: what a kill can cost at most */
+    OPEN_PARTS = 128,      /* files held open for reading, of the 1,024 that a process may have */
 };
 
 struct Cache {
     char *folder;
     int lock; /* descriptor of the lock file; -1: reading */
     CacheIndex index;
-    PartReader **readers; /* [index.n_parts] opened on first use */
-    int n_readers;
+    PartReader **readers; /* [n_readers] by part, opened on first use */
+    bool *verified;       /* [n_readers] the part's file was compared with its digest */
+    int n_readers, n_open, next_closed;
     PartWriter *writer; /* the open part, or NULL */
     char *temporary;    /* its path */
     int first_new;      /* first entry of the open part */
@@ -40,29 +43,6 @@ static char *in_folder(const Cache *c, const char *name) {
 /* ---- opening ----------------------------------------------------------------------------------
  */
 
-static bool take_lock(Cache *c, Error *e) {
-    char *path = in_folder(c, "lock");
-    c->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    bool ok = c->lock >= 0;
-    if (!ok) error_set(e, EXIT_WORLD, "%.600s: %s", path, strerror(errno));
-    if (ok && flock(c->lock, LOCK_EX | LOCK_NB)) {
-        char holder[200] = {0};
-        if (pread(c->lock, holder, sizeof holder - 1, 0) < 1) strcpy(holder, "another process");
-        ok = error_set(e, EXIT_USER, "%.600s: %s writes this cache; wait for it, or stop it",
-                       c->folder, holder);
-    }
-    if (ok) {
-        char host[100] = "this host", *text;
-        gethostname(host, sizeof host - 1);
-        text = xprintf("process %d on %s", (int)getpid(), host);
-        if (ftruncate(c->lock, 0) || pwrite(c->lock, text, strlen(text), 0) < 0)
-            ok = error_set(e, EXIT_WORLD, "%.600s: %s", path, strerror(errno));
-        free(text);
-    }
-    free(path);
-    return ok;
-}
-
 /* Entries of a whole part that the index does not know: its writer was killed in between. */
 static bool adopt(Cache *c, const char *name, Error *e) {
     char *path = in_folder(c, name);
@@ -75,11 +55,12 @@ static bool adopt(Cache *c, const char *name, Error *e) {
     return ok;
 }
 
-/* Removes temporaries and adopts whole parts that a killed writer left. */
+/* Removes temporaries and adopts whole parts that a killed writer left; forgets parts that someone
+ * removed. */
 static bool sweep(Cache *c, Error *e) {
     char **names;
     int n = cache_folder_parts(c->folder, &names);
-    bool ok = true, adopted = false;
+    bool ok = true, changed = cache_index_drop_missing(&c->index, c->folder);
     for (int i = 0; i < n; i++) {
         if (strstr(names[i], ".tmp")) {
             char *path = in_folder(c, names[i]);
@@ -87,21 +68,22 @@ static bool sweep(Cache *c, Error *e) {
             free(path);
         } else if (ok && !cache_index_has_part(&c->index, names[i])) {
             ok = adopt(c, names[i], e);
-            adopted = true;
+            changed = true;
         }
         free(names[i]);
     }
     free(names);
-    return ok && (!adopted || cache_index_write(&c->index, c->folder, e));
+    return ok && (!changed || cache_index_write(&c->index, c->folder, e));
 }
 
 static void release(Cache *c) {
     for (int i = 0; i < c->n_readers; i++) part_close(c->readers[i]);
     if (c->writer) part_abandon(c->writer);
     if (c->temporary) unlink(c->temporary);
-    if (c->lock >= 0) close(c->lock);
+    folder_unlock(c->lock);
     cache_index_free(&c->index);
     free(c->readers);
+    free(c->verified);
     free(c->temporary);
     free(c->folder);
     free(c);
@@ -112,8 +94,10 @@ Cache *cache_open(const char *folder, bool writing, Error *e) {
     *c = (Cache){.folder = xstrdup(folder), .lock = -1};
     bool ok = true;
     if (writing && mkdir(folder, 0777) && errno != EEXIST)
-        ok = error_set(e, EXIT_WORLD, "%.600s: %s", folder, strerror(errno));
-    ok = ok && (!writing || take_lock(c, e)) && cache_index_read(&c->index, folder, e) &&
+        ok = error_set(e, EXIT_WORLD, "%.600s: the cache's folder cannot be made: %s", folder,
+                       strerror(errno));
+    if (ok && writing) ok = (c->lock = folder_lock(folder, "writes this cache", e)) >= 0;
+    ok = ok && cache_index_read(&c->index, folder, e) &&
          (!writing || sweep(c, e));
     if (ok) return c;
     release(c);
@@ -163,7 +147,10 @@ int64_t cache_elements(const CacheEntry *entry) {
     return entry->shape[0] * entry->shape[1] * entry->shape[2] * entry->shape[3];
 }
 
-static int dims_of(const CacheEntry *entry) { return entry->kind == CACHE_LATENTS ? 4 : 2; }
+static int dims_of(const CacheEntry *entry) {
+    static const int DIMS[CACHE_KINDS] = {4, 2, 3};
+    return DIMS[entry->kind];
+}
 
 /* Rounds to bf16 and appends as group/name; the digest goes on over the stored bytes. */
 static bool append(Cache *c, CacheRecord *r, const char *name, const float *values, int64_t *row,
@@ -182,7 +169,7 @@ static bool append(Cache *c, CacheRecord *r, const char *name, const float *valu
 bool cache_add(Cache *c, const CacheEntry *entry, const float *values, const float *logvar,
                Error *e) {
     CHECK(cache_find(c, entry->kind, entry->key) < 0, "cache entry %s twice", entry->key);
-    CHECK((entry->kind == CACHE_LATENTS) == (logvar != NULL), "latents have two arrays");
+    CHECK((entry->kind == CACHE_EMBEDDING) == !logvar, "latents have two arrays");
     if (!open_part(c, e)) return drop_part(c);
     CacheRecord *r = cache_index_add(&c->index, entry);
     CacheKey *digest = cache_key_open("value");
@@ -220,16 +207,31 @@ int64_t cache_bytes(const Cache *c) {
     return bytes;
 }
 
+/* Room for every part, and for one more open file. */
+static void make_room(Cache *c) {
+    c->readers = xrealloc(c->readers, (size_t)c->index.n_parts * sizeof *c->readers);
+    c->verified = xrealloc(c->verified, (size_t)c->index.n_parts * sizeof *c->verified);
+    for (; c->n_readers < c->index.n_parts; c->n_readers++) {
+        c->readers[c->n_readers] = NULL;
+        c->verified[c->n_readers] = false;
+    }
+    for (; c->n_open >= OPEN_PARTS; c->next_closed = (c->next_closed + 1) % c->n_readers) {
+        if (!c->readers[c->next_closed]) continue;
+        part_close(c->readers[c->next_closed]);
+        c->readers[c->next_closed] = NULL;
+        c->n_open--;
+    }
+}
+
 /* The reader of a part, whose file is compared with its digest before HDF5 sees it. */
 static PartReader *reader_of(Cache *c, int part, Error *e) {
-    if (part >= c->n_readers) {
-        c->readers = xrealloc(c->readers, (size_t)c->index.n_parts * sizeof(PartReader *));
-        while (c->n_readers < c->index.n_parts) c->readers[c->n_readers++] = NULL;
-    }
-    if (c->readers[part]) return c->readers[part];
-    if (!cache_index_verify_part(&c->index, c->folder, part, e)) return NULL;
+    if (part < c->n_readers && c->readers[part]) return c->readers[part];
+    make_room(c);
+    if (!c->verified[part] && !cache_index_verify_part(&c->index, c->folder, part, e)) return NULL;
+    c->verified[part] = true;
     char *path = in_folder(c, c->index.parts[part].file);
     c->readers[part] = part_open(path, e);
+    c->n_open += c->readers[part] != NULL;
     free(path);
     return c->readers[part];
 }

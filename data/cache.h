@@ -1,4 +1,5 @@
-/* The cache: encoded clips (mean and log-variance of their latents) and caption embeddings.
+/* The cache: encoded clips and image conditions (mean and log-variance of their latents, as the
+ * autoencoder gives them, not scaled), and caption embeddings.
  *
  * A folder of HDF5 part files and an index. Keys are digests of everything that a value follows
  * from, so a stale value cannot be read: it has another key. A part is written under a temporary
@@ -8,10 +9,12 @@
  * part file one of the whole file, checked before HDF5 sees the file.
  *
  * In a part (readable with h5py alone, see tests/data/read_cache.py):
- *     /latents/<F>x<C>x<H>x<W>/mean, logvar   u16 [n,F,C,H,W], attribute dtype "BF16", chunk: one
- * clip /embeddings/<L>x<E>/values              u16 [n,L,E], likewise /entries u8: JSON, one object
- * a line and entry, in UTF-8 and an entry is {"kind", "key", "group", "row", "digest", "source",
- * "first_frame", "frames", "caption"}.
+ *     /latents/<F>x<C>x<H>x<W>/mean, logvar   u16 [n,F,C,H,W], attribute dtype "BF16"; a chunk: a
+ * clip /images/<C>x<H>x<W>/mean, logvar        u16 [n,C,H,W], likewise /embeddings/<L>x<E>/values
+ * u16 [n,L,E], likewise /entries                                u8, UTF-8: JSON, one object a line
+ * and entry and an entry is {"kind", "key", "group", "row", "digest", "shape", "source",
+ * "first_frame", "frames", "variant", "caption", "embedding"}, without those that its kind does not
+ * have.
  *
  * One process writes a cache at a time: it holds the lock file, which names it.
  */
@@ -21,15 +24,16 @@
 
 enum { CACHE_KEY_CHARS = 33 }; /* 32 hex digits and a NUL */
 
-typedef enum { CACHE_LATENTS, CACHE_EMBEDDING } CacheKind;
+typedef enum { CACHE_LATENTS, CACHE_EMBEDDING, CACHE_IMAGE, CACHE_KINDS } CacheKind;
 
 /* One value. Strings live as long as the cache. */
 typedef struct {
     CacheKind kind;
     char key[CACHE_KEY_CHARS];
-    int64_t shape[4];            /* latents: F, C, H, W; an embedding: L, E, 1, 1 */
-    const char *source;          /* latents: the file it came from */
-    int64_t first_frame, frames; /* latents: which frames of the clip at data.fps */
+    int64_t shape[4];   /* latents: F, C, H, W; an image: C, H, W, 1; an embedding: L, E, 1, 1 */
+    const char *source; /* the clip or picture it came from; an embedding: NULL */
+    int64_t first_frame, frames; /* latents, images: which frames of the clip at data.fps */
+    int64_t variant;             /* images: which of the clip's noised encodings */
     const char *caption;   /* an embedding's own; latents: the clip's, as it was at preparation */
     const char *embedding; /* latents: key of the caption's embedding */
 } CacheEntry;
@@ -37,7 +41,8 @@ typedef struct {
 typedef struct Cache Cache;
 
 /* Opens a folder. writing: makes it when it is missing, takes the lock, sweeps up after a killed
- * writer. NULL: *e says why (another process writes it; it is not a cache; damage). */
+ * writer, forgets parts whose file was removed. NULL: *e says why (another process writes it; it is
+ * not a cache; damage). */
 Cache *cache_open(const char *folder, bool writing, Error *e);
 /* Writes what is still open. Also right after errors. */
 bool cache_close(Cache *c, Error *e);
@@ -47,10 +52,10 @@ const CacheEntry *cache_entry(const Cache *c, int i);
 /* The entry of this kind and key, or -1. */
 int cache_find(const Cache *c, CacheKind kind, const char *key);
 
-/* Elements of one array of the entry (latents have two of them). */
+/* Elements of one array of the entry (latents and images have two of them). */
 int64_t cache_elements(const CacheEntry *entry);
-/* Adds a value, stored as bf16: latents mean and logvar, an embedding its values and NULL. An entry
- * whose key is there already is replaced by name only when its digest fails; else this is a bug. */
+/* Adds a value, stored as bf16: latents and images mean and logvar, an embedding its values and
+ * NULL. A key that is there already is a bug. */
 bool cache_add(Cache *c, const CacheEntry *entry, const float *values, const float *logvar,
                Error *e);
 /* Makes what was added durable: closes the part, writes the index. */

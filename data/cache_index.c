@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 static const char NAME[] = "index.jsonl";
-static const char *const KINDS[] = {"latents", "embedding"};
+static const char *const KINDS[CACHE_KINDS] = {
+    [CACHE_LATENTS] = "latents", [CACHE_EMBEDDING] = "embedding", [CACHE_IMAGE] = "image"};
 
 static bool damaged(const char *path, int line, const char *what, Error *e) {
     return error_set(
@@ -60,17 +61,23 @@ int cache_index_find(const CacheIndex *x, CacheKind kind, const char *key) {
 
 static const char *copy_text(const char *s) { return s ? xstrdup(s) : NULL; }
 
+static char *group_of(const CacheEntry *entry) {
+    const int64_t *s = entry->shape;
+    if (entry->kind == CACHE_EMBEDDING)
+        return xprintf("/embeddings/%lldx%lld", (long long)s[0], (long long)s[1]);
+    if (entry->kind == CACHE_IMAGE)
+        return xprintf("/images/%lldx%lldx%lld", (long long)s[0], (long long)s[1], (long long)s[2]);
+    return xprintf("/latents/%lldx%lldx%lldx%lld", (long long)s[0], (long long)s[1],
+                   (long long)s[2], (long long)s[3]);
+}
+
 CacheRecord *cache_index_add(CacheIndex *x, const CacheEntry *entry) {
     CacheRecord *r = xcalloc(1, sizeof *r);
     *r = (CacheRecord){.entry = *entry, .part = -1};
     r->entry.source = copy_text(entry->source);
     r->entry.caption = copy_text(entry->caption);
     r->entry.embedding = copy_text(entry->embedding);
-    const int64_t *s = entry->shape;
-    r->group = entry->kind == CACHE_LATENTS
-                   ? xprintf("/latents/%lldx%lldx%lldx%lld", (long long)s[0], (long long)s[1],
-                             (long long)s[2], (long long)s[3])
-                   : xprintf("/embeddings/%lldx%lld", (long long)s[0], (long long)s[1]);
+    r->group = group_of(entry);
     x->records = xrealloc(x->records, (size_t)(x->n_entries + 1) * sizeof *x->records);
     x->records[x->n_entries++] = r;
     if (2 * x->n_entries > x->n_slots)
@@ -91,6 +98,34 @@ static void free_record(CacheRecord *r) {
 void cache_index_truncate(CacheIndex *x, int first) {
     while (x->n_entries > first) free_record(x->records[--x->n_entries]);
     rebuild_slots(x);
+}
+
+bool cache_index_drop_missing(CacheIndex *x, const char *folder) {
+    int parts = 0, entries = 0, *moved = xcalloc((size_t)x->n_parts + 1, sizeof *moved);
+    for (int i = 0; i < x->n_parts; i++) {
+        char *path = xprintf("%s/%s", folder, x->parts[i].file);
+        bool there = !access(path, F_OK);
+        free(path);
+        moved[i] = there ? parts : -1;
+        if (there)
+            x->parts[parts++] = x->parts[i];
+        else
+            free(x->parts[i].file);
+    }
+    for (int i = 0; i < x->n_entries; i++) {
+        CacheRecord *r = x->records[i];
+        r->part = moved[r->part];
+        if (r->part >= 0)
+            x->records[entries++] = r;
+        else
+            free_record(r);
+    }
+    bool dropped = parts < x->n_parts;
+    x->n_parts = parts;
+    x->n_entries = entries;
+    rebuild_slots(x);
+    free(moved);
+    return dropped;
 }
 
 void cache_index_free(CacheIndex *x) {
@@ -119,10 +154,11 @@ static char *entry_line(const CacheRecord *r) {
     set_text(j, "source", n->source);
     set_text(j, "caption", n->caption);
     set_text(j, "embedding", n->embedding);
-    if (n->kind == CACHE_LATENTS) {
+    if (n->kind != CACHE_EMBEDDING) {
         json_object_set_new(j, "first_frame", json_integer(n->first_frame));
         json_object_set_new(j, "frames", json_integer(n->frames));
     }
+    if (n->kind == CACHE_IMAGE) json_object_set_new(j, "variant", json_integer(n->variant));
     char *line = json_dumps(j, JSON_COMPACT);
     json_decref(j);
     return line;
@@ -144,14 +180,17 @@ char *cache_index_entries_text(const CacheIndex *x, int first) {
 static bool read_entry(CacheIndex *x, const json_t *j, int part) {
     CacheEntry n = {0};
     const char *kind, *key, *digest, *group;
-    json_int_t row, s[4], first = 0, frames = 0;
-    if (json_unpack((json_t *)j, "{s:s, s:s, s:s, s:I, s:s, s:[I,I,I,I], s?I, s?I, s?s, s?s, s?s}",
-                    "kind", &kind, "key", &key, "group", &group, "row", &row, "digest", &digest,
-                    "shape", &s[0], &s[1], &s[2], &s[3], "first_frame", &first, "frames", &frames,
-                    "source", &n.source, "caption", &n.caption, "embedding", &n.embedding))
+    json_int_t row, s[4], first = 0, frames = 0, variant = 0;
+    if (json_unpack(
+            (json_t *)j, "{s:s, s:s, s:s, s:I, s:s, s:[I,I,I,I], s?I, s?I, s?I, s?s, s?s, s?s}",
+            "kind", &kind, "key", &key, "group", &group, "row", &row, "digest", &digest, "shape",
+            &s[0], &s[1], &s[2], &s[3], "first_frame", &first, "frames", &frames, "variant",
+            &variant, "source", &n.source, "caption", &n.caption, "embedding", &n.embedding))
         return false;
-    n.kind = strcmp(kind, KINDS[CACHE_LATENTS]) ? CACHE_EMBEDDING : CACHE_LATENTS;
-    if (strlen(key) != CACHE_KEY_CHARS - 1 || strlen(digest) != CACHE_KEY_CHARS - 1) return false;
+    while (n.kind < CACHE_KINDS && strcmp(kind, KINDS[n.kind])) n.kind++;
+    if (n.kind == CACHE_KINDS || strlen(key) != CACHE_KEY_CHARS - 1 ||
+        strlen(digest) != CACHE_KEY_CHARS - 1)
+        return false;
     int64_t elements = 1;
     for (int i = 0; i < 4; i++) {
         if (s[i] < 1 || s[i] > 1 << 20 || elements * s[i] > (int64_t)1 << 34) return false;
@@ -161,6 +200,7 @@ static bool read_entry(CacheIndex *x, const json_t *j, int part) {
     memcpy(n.key, key, CACHE_KEY_CHARS);
     n.first_frame = first;
     n.frames = frames;
+    n.variant = variant;
     if (cache_index_find(x, n.kind, n.key) >= 0) return true; /* of two parts the first stands */
     CacheRecord *r = cache_index_add(x, &n);
     r->part = part;
@@ -366,6 +406,11 @@ bool cache_index_verify_part(const CacheIndex *x, const char *folder, int part, 
     return ok;
 }
 
+/* What a killed process left of the index, or of data/cache_files.c's memory. */
+static bool is_temporary(const char *name) {
+    return !strncmp(name, "index.jsonl.tmp", 15) || !strncmp(name, "files.jsonl.tmp", 15);
+}
+
 int cache_folder_parts(const char *folder, char ***names) {
     int n = 0;
     *names = NULL;
@@ -373,7 +418,7 @@ int cache_folder_parts(const char *folder, char ***names) {
     for (struct dirent *d; dir && (d = readdir(dir));) {
         char stem[15] = {0};
         memcpy(stem, d->d_name, strnlen(d->d_name, sizeof stem - 1));
-        if (!is_part_name(stem)) continue;
+        if (!is_part_name(stem) && !is_temporary(d->d_name)) continue;
         *names = xrealloc(*names, (size_t)(n + 1) * sizeof **names);
         (*names)[n++] = xstrdup(d->d_name);
     }

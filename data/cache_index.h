@@ -38,6 +38,9 @@ void cache_index_free(CacheIndex *x);
 CacheRecord *cache_index_add(CacheIndex *x, const CacheEntry *entry);
 /* Forgets entries from `first` on, and the open part. */
 void cache_index_truncate(CacheIndex *x, int first);
+/* Forgets parts whose file is not there, and their entries; no part may be open. Whether there were
+ * any. */
+bool cache_index_drop_missing(CacheIndex *x, const char *folder);
 int cache_index_find(const CacheIndex *x, CacheKind kind, const char *key);
 
 bool cache_index_has_part(const CacheIndex *x, const char *file);
@@ -54,7 +57,7 @@ bool cache_index_adopt(CacheIndex *x, const char *folder, const char *file, cons
 /* Compares a part's file with its digest. */
 bool cache_index_verify_part(const CacheIndex *x, const char *folder, int part, Error *e);
 
-/* Names of part files and their temporaries in a folder; the caller frees them. */
+/* Names of part files, and of temporaries of any file, in a folder; the caller frees them. */
 int cache_folder_parts(const char *folder, char ***names);
 
 void cache_key_bytes(CacheKey *k, const void *bytes, size_t n);

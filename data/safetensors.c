@@ -288,6 +288,12 @@ const SafetensorsTensor *safetensors_find(const Safetensors *s, const char *name
     return bsearch(&key, s->tensors, s->n_tensors, sizeof key, by_name);
 }
 
+int64_t safetensors_count(const SafetensorsTensor *t) {
+    int64_t n = 1;
+    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
+    return n;
+}
+
 const char *safetensors_metadata(const Safetensors *s, const char *key) {
     if (!s->n_metadata) return NULL;
     SafetensorsMetadata wanted = {.key = key};

@@ -35,7 +35,7 @@ typedef struct {
     int n_dims;
     int64_t shape[SAFETENSORS_MAX_DIMS];
     /* Read-only, little-endian, row-major. Files of other writers may begin a tensor at any byte:
-     * read through memcpy, or check the alignment. Valid to point at, even with 0 bytes. */
+     * read through memcpy or a backend's cast. Valid to point at, even with 0 bytes. */
     const void *data;
     size_t bytes;
 } SafetensorsTensor;
@@ -71,6 +71,8 @@ void safetensors_close(Safetensors *s);
 
 /* NULL: no such tensor, no such key. */
 const SafetensorsTensor *safetensors_find(const Safetensors *s, const char *name);
+/* How many values it has. */
+int64_t safetensors_count(const SafetensorsTensor *t);
 const char *safetensors_metadata(const Safetensors *s, const char *key);
 
 /* XXH3-128 of the whole file as 32 hex digits and a NUL; reads every byte. The file's own digest

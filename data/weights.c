@@ -306,6 +306,12 @@ void weights_close(Weights *w) {
     *w = (Weights){0};
 }
 
+bool weights_verify(const Weights *w, Error *e) {
+    for (size_t i = 0; i < w->n_shards; i++)
+        if (!safetensors_verify(&w->shards[i], e)) return false;
+    return true;
+}
+
 const SafetensorsTensor *weights_find(const Weights *w, const char *name, Error *e) {
     SafetensorsTensor key = {.name = name};
     const SafetensorsTensor *t = bsearch(&key, w->tensors, w->n_tensors, sizeof key, by_name);

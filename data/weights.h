@@ -34,6 +34,9 @@ bool weights_open(Weights *w, const char *path, Error *e);
 /* Also right for a zeroed *w. */
 void weights_close(Weights *w);
 
+/* safetensors_verify of every file: reads the whole of those that carry a digest. */
+bool weights_verify(const Weights *w, Error *e);
+
 /* NULL: no such tensor; *e (may be NULL) then names the nearest. */
 const SafetensorsTensor *weights_find(const Weights *w, const char *name, Error *e);
 /* The same, and a tensor of another shape is an error: a dimension of -1 matches any. */

@@ -1,10 +1,11 @@
 /* Owns the order of operations that makes a file or folder appear whole. */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
 #include "data/whole.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,13 +36,18 @@ static char *temporary_name(const char *path, int try) {
     return xprintf("%s.tmp.%ld.%d", path, (long)getpid(), try);
 }
 
-static bool sync_parent(const char *path, Error *e) {
-    char *copy = xstrdup(path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+bool folder_sync(const char *path, Error *e) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     /* EINVAL: a file system that cannot sync folders, and so needs no syncing of them. */
     bool ok = fd >= 0 && (!fsync(fd) || errno == EINVAL);
-    if (!ok) failed(path, "sync the folder around it", e);
+    if (!ok) failed(path, "sync the folder", e);
     if (fd >= 0) close(fd);
+    return ok;
+}
+
+static bool sync_parent(const char *path, Error *e) {
+    char *copy = xstrdup(path);
+    bool ok = folder_sync(dirname(copy), e);
     free(copy);
     return ok;
 }
@@ -156,18 +162,40 @@ bool whole_folder_commit(WholeFolder *f, Error *e) {
     return ok;
 }
 
-/* Removes the files of a flat folder, and the folder. */
-static void remove_flat(const char *folder) {
-    DIR *d = opendir(folder);
-    for (struct dirent *entry; d && (entry = readdir(d));) unlinkat(dirfd(d), entry->d_name, 0);
-    if (d) closedir(d);
-    rmdir(folder);
-}
-
 bool whole_folder_discard(WholeFolder *f) {
-    if (f->temporary) remove_flat(f->temporary);
+    Error ignored;
+    if (f->temporary) tree_remove(f->temporary, &ignored);
     free(f->temporary);
     free(f->path);
     *f = (WholeFolder){0};
     return false;
+}
+
+bool folder_rename(const char *from, const char *to, Error *e) {
+    if (rename(from, to)) return failed(to, "rename the finished folder", e);
+    return sync_parent(to, e);
+}
+
+bool whole_link(const char *path, const char *target, Error *e) {
+    char *temporary = temporary_name(path, 0);
+    unlink(temporary);
+    bool ok = !symlink(target, temporary) && !rename(temporary, path);
+    if (!ok) {
+        failed(path, "make the link", e);
+        unlink(temporary);
+    }
+    free(temporary);
+    return ok && sync_parent(path, e);
+}
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *at) {
+    (void)info, (void)type, (void)at;
+    return remove(path);
+}
+
+bool tree_remove(const char *path, Error *e) {
+    enum { DESCRIPTORS = 16 };
+    if (!nftw(path, remove_entry, DESCRIPTORS, FTW_DEPTH | FTW_PHYS) || errno == ENOENT)
+        return true;
+    return failed(path, "remove the folder", e);
 }

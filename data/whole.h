@@ -34,7 +34,7 @@ bool whole_discard(WholeFile *f);
 /* A whole file of one text. */
 bool whole_text(const char *path, const char *text, Error *e);
 
-/* A folder under a temporary name: the caller writes flat files into `temporary`. */
+/* A folder under a temporary name: the caller writes into `temporary`. */
 typedef struct {
     char *path, *temporary;
 } WholeFolder;
@@ -43,3 +43,13 @@ typedef struct {
 bool whole_folder_open(WholeFolder *f, const char *path, Error *e);
 bool whole_folder_commit(WholeFolder *f, Error *e);
 bool whole_folder_discard(WholeFolder *f);
+
+/* Puts a folder's list of files on the disk. */
+bool folder_sync(const char *path, Error *e);
+/* Renames a finished folder and syncs the folder around it; both names are in one folder. */
+bool folder_rename(const char *from, const char *to, Error *e);
+/* A symbolic link that appears, or replaces another, at once. */
+bool whole_link(const char *path, const char *target, Error *e);
+/* Removes a folder with all that is in it; links are removed, not followed. What is not there is
+ * removed already. */
+bool tree_remove(const char *path, Error *e);

@@ -11,6 +11,7 @@
 #include <mpi.h>
 
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@ enum {
     PIECE = 1 << 16,   /* elements of a rank's part that are summed at a time */
     ABORT_SECONDS = 5, /* for MPI_Abort to reach the others, which a dead link can prevent */
     LAST_CALL_SECONDS = 1,
+    START_SECONDS = 10, /* beside the deadline of a collective, for the processes to start */
     TAG_MEET = 0,
     TAG_LAST_CALL = 1,
 };
@@ -197,11 +199,30 @@ static bool launched(void) {
     return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
 }
 
+static void start_failed(int signal) {
+    static const char TEXT[] =
+        "cogsmith: MPI did not start: a rank did not come in time. The job ends; look at the hosts "
+        "that it should have started on\n";
+    (void)signal;
+    if (write(STDERR_FILENO, TEXT, sizeof TEXT - 1) < 0) _exit(EXIT_WORLD);
+    _exit(EXIT_WORLD);
+}
+
+/* MPI_Init waits for all ranks, and for ever: here an alarm ends it. */
+static void start_mpi(double timeout_s) {
+    int given;
+    signal(SIGALRM, start_failed);
+    alarm(START_SECONDS + (unsigned)timeout_s);
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
+    alarm(0);
+    signal(SIGALRM, SIG_DFL);
+}
+
 Comm *comm_world(double timeout_s) {
     if (!launched()) return comm_self();
-    int ready, size, given;
+    int ready, size;
     MPI_Initialized(&ready);
-    if (!ready) MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
+    if (!ready) start_mpi(timeout_s);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     Ranks *r = xcalloc(1, sizeof *r);
     *r = (Ranks){.timeout_s = timeout_s,

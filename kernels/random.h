@@ -30,6 +30,7 @@ enum {
     PURPOSE_SAMPLE_STEP = 10,      /* what a stochastic scheduler draws: trainer/sample_noise.h */
     PURPOSE_SAMPLE_POSTERIOR = 11, /* of an image or video that sampling starts from */
     PURPOSE_IMAGE_SIGMA = 12,      /* how strong a cached image condition's noise is */
+    PURPOSE_IMAGE_POSTERIOR = 13,  /* of a cached image condition */
     PURPOSE_DROPOUT = 1 << 16,
 };
 

@@ -39,7 +39,7 @@ STANDARD = set("""
     stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time
     dirent dlfcn fcntl ftw getopt glob libgen poll pthread sched semaphore spawn strings termios
     unistd sys/file sys/ioctl sys/mman sys/prctl sys/resource sys/socket sys/stat sys/syscall
-    sys/sysinfo sys/time sys/types sys/uio sys/un sys/utsname sys/wait
+    sys/statvfs sys/sysinfo sys/time sys/types sys/uio sys/un sys/utsname sys/wait
     """.split())
 
 # Spelled in halves, so that this file does not offend.

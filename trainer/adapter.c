@@ -187,7 +187,8 @@ Adapter *adapter_open(const char *path, Error *e) {
     Adapter *a = xcalloc(1, sizeof *a);
     a->path = xstrdup(path);
     a->prefix = "";
-    bool ok = weights_open(&a->weights, path, e) && open_settings(a, e);
+    bool ok =
+        weights_open(&a->weights, path, e) && weights_verify(&a->weights, e) && open_settings(a, e);
     for (size_t i = 0; ok && i < a->weights.n_tensors; i++)
         ok = read_name(a, &a->weights.tensors[i], e);
     for (int i = 0; ok && i < a->n_entries; i++) ok = check_entry(a, &a->entries[i], e);
@@ -217,12 +218,6 @@ static const Linear *find_linear(const Dit *d, const char *module) {
     return NULL;
 }
 
-static int64_t items(const SafetensorsTensor *t) {
-    int64_t n = 1;
-    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
-    return n;
-}
-
 static bool no_such_linear(const Adapter *a, const Dit *d, const char *module, Error *e) {
     Nearest near = nearest_to(module);
     for (int i = 0; i < d->n_linears; i++) nearest_offer(&near, d->linears[i]->module);
@@ -238,13 +233,15 @@ bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e) {
         const Entry *n = &a->entries[i];
         Linear *l = (Linear *)find_linear(d, n->module);
         if (!l) return no_such_linear(a, d, n->module, e);
-        if (items(n->a) != n->rank * linear_in(l) || items(n->b) != n->rank * linear_out(l))
+        if (safetensors_count(n->a) != n->rank * linear_in(l) ||
+            safetensors_count(n->b) != n->rank * linear_out(l))
             return error_set(
                 e, EXIT_USER,
                 "%.300s: tensor \"%.120s\": expected an adapter of a layer of %lld x "
                 "%lld values, found one of %lld x %lld. It was made for another model.",
                 a->path, n->a->name, (long long)linear_out(l), (long long)linear_in(l),
-                (long long)(items(n->b) / n->rank), (long long)(items(n->a) / n->rank));
+                (long long)(safetensors_count(n->b) / n->rank),
+                (long long)(safetensors_count(n->a) / n->rank));
         lora_give(l, n->rank, n->alpha, dropout);
     }
     return true;
@@ -256,10 +253,8 @@ bool adapter_values(const Adapter *a, const SafetensorsTensor *t, real *to, Erro
                          "%.300s: tensor \"%.120s\": expected F32, BF16 or F16, found %s. Convert "
                          "the adapter first.",
                          a->path, t->name, t->dtype_name);
-    int64_t n = items(t);
-    void *aligned = memcpy(xcalloc(t->bytes, 1), t->data, t->bytes);
-    BACKEND_CPU.cast(NULL, t->dtype, DT_REAL, n, aligned, to);
-    free(aligned);
+    int64_t n = safetensors_count(t);
+    BACKEND_CPU.cast(NULL, t->dtype, DT_REAL, n, t->data, to);
     for (int64_t i = 0; i < n; i++)
         if (!(to[i] - to[i] == 0))
             return error_set(e, EXIT_USER,
@@ -271,7 +266,7 @@ bool adapter_values(const Adapter *a, const SafetensorsTensor *t, real *to, Erro
 
 static bool load(const Adapter *a, const SafetensorsTensor *t, const Dit *d, int param, Memory *m,
                  Stream *s, Error *e) {
-    real *values = xcalloc((size_t)items(t), sizeof *values);
+    real *values = xcalloc((size_t)safetensors_count(t), sizeof *values);
     bool ok = adapter_values(a, t, values, e);
     if (ok) param_write(d->params, param, values, m, s);
     free(values);
@@ -286,6 +281,33 @@ bool adapter_load(const Adapter *a, const Dit *d, Memory *m, Stream *s, Error *e
             return false;
     }
     return true;
+}
+
+/* The values of one tensor as the source of a parameter; NULL: *e says why not. */
+static real *copy_source(const Adapter *a, const SafetensorsTensor *t, const Dit *d, int param,
+                         Error *e) {
+    real *values = xcalloc((size_t)safetensors_count(t), sizeof *values);
+    if (adapter_values(a, t, values, e)) {
+        param_source(d->params, param, values, DT_REAL);
+        return values;
+    }
+    free(values);
+    return NULL;
+}
+
+void **adapter_sources(const Adapter *a, const Dit *d, Error *e) {
+    void **copies = xcalloc((size_t)a->n_entries * 2, sizeof *copies);
+    bool ok = true;
+    for (int i = 0; ok && i < a->n_entries; i++) {
+        const Entry *n = &a->entries[i];
+        const Linear *l = find_linear(d, n->module);
+        ok = (copies[2 * i] = copy_source(a, n->a, d, l->lora_a, e)) &&
+             (copies[2 * i + 1] = copy_source(a, n->b, d, l->lora_b, e));
+    }
+    if (ok) return copies;
+    for (int i = 0; i < 2 * a->n_entries; i++) free(copies[i]);
+    free(copies);
+    return NULL;
 }
 
 int adapter_count(const Adapter *a) { return a->n_entries; }

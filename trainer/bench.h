@@ -32,3 +32,5 @@ void bench_print(Bench *b, bool json);
 
 /* The video autoencoder: encode and decode, whole and step by step (bench_vae.c). */
 void bench_vae(Bench *b);
+/* Decoding of the clips in data.path, where it is set, and reading from a cache (bench_io.c). */
+void bench_io(Bench *b);

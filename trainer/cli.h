@@ -16,7 +16,12 @@ typedef struct {
     bool verify; /* --verify (prepare): check what is there, make nothing */
 } Call;
 
+int verb_prepare(const Call *call);
+int verb_sample(const Call *call);
 int verb_probe(const Call *call);
 int verb_plan(const Call *call);
 int verb_inspect(const Call *call);
 int verb_bench(const Call *call);
+int verb_export(const Call *call);
+int verb_init(const Call *call);
+int verb_doctor(const Call *call);

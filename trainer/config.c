@@ -459,6 +459,16 @@ bool config_is_set(const Config *c, const char *path) {
     return c->places[known_index(path)] != NULL;
 }
 
+bool config_section_is_set(const Config *c, const char *section) {
+    size_t n = strlen(section);
+    bool set = false;
+    for (int i = 0; i < CONFIG_KEYS; i++) {
+        const char *path = CONFIG_TABLE[i].path;
+        set |= !strncmp(path, section, n) && path[n] == '.' && c->places[i];
+    }
+    return set;
+}
+
 const char *config_place(const Config *c, const char *path) {
     const char *place = c->places[known_index(path)];
     return place ? place : "default";

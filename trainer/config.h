@@ -201,6 +201,8 @@ bool config_assign(Config *c, const char *assignment, Error *e);
 /* Whether the user gave the key, and where: "run.yaml:3:9", "command line: 'lora.rank=3'", or
  * "default". An unknown path is a bug. */
 bool config_is_set(const Config *c, const char *path);
+/* Whether any key of the section was given a value. */
+bool config_section_is_set(const Config *c, const char *section);
 const char *config_place(const Config *c, const char *path);
 
 /* Ends the program (exit 2) with `place: path: text`, for mistakes that only a verb can see. */
@@ -214,6 +216,11 @@ void config_require(const Config *c, const char *path, const char *verb);
  * gives the same values and the same dump (and every key in it then counts as given). The caller
  * frees it. */
 char *config_dump(const Config *c);
+
+/* One line for each key of the given sections ("train lora") but `except` ("train.steps") that
+ * differs: "  lora.rank: was 16, is 32"; "" where none does. The caller frees it. */
+char *config_differences(const Config *before, const Config *now, const char *sections,
+                         const char *except);
 
 /* Prints the keys of the given sections ("lora", "device"), a space between names, for --help. */
 void config_help(const char *sections);

@@ -93,3 +93,24 @@ void config_help(const char *sections) {
         }
     }
 }
+
+char *config_differences(const Config *before, const Config *now, const char *sections,
+                         const char *except) {
+    char *text = xstrdup("");
+    for (int i = 0; i < CONFIG_KEYS; i++) {
+        const Key *key = &CONFIG_TABLE[i];
+        char *section = xprintf("%.*s", (int)strcspn(key->path, "."), key->path);
+        bool compared = has_word(sections, section) && !has_word(except, key->path);
+        char *old = key_has_value(before, key) ? key_format(before, key) : xstrdup("not set");
+        char *new = key_has_value(now, key) ? key_format(now, key) : xstrdup("not set");
+        if (compared && strcmp(old, new)) {
+            char *longer = xprintf("%s  %s: was %s, is %s\n", text, key->path, old, new);
+            free(text);
+            text = longer;
+        }
+        free(section);
+        free(old);
+        free(new);
+    }
+    return text;
+}

@@ -6,6 +6,10 @@
 #include <math.h>
 #include <string.h>
 
+ScheduleConfig schedule_published(bool rotary) {
+    return (ScheduleConfig){0.00085, 0.012, rotary ? 1.0 : 3.0, true};
+}
+
 bool schedule_read(ScheduleConfig *c, const char *path, Error *e) {
     Json j;
     *c = (ScheduleConfig){0.00085, 0.012, 3.0, false}; /* diffusers' class defaults */

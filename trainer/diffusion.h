@@ -16,6 +16,10 @@ typedef struct {
     bool zero_terminal_snr;
 } ScheduleConfig;
 
+/* What a model without the file has: that of the published models of its kind, 5B and 1.5 (with
+ * rotary positions) or 2B (without). */
+ScheduleConfig schedule_published(bool rotary);
+
 /* Reads scheduler/scheduler_config.json. Kinds of schedule that CogVideoX never used are errors. */
 bool schedule_read(ScheduleConfig *c, const char *path, Error *e);
 /* The table; ends the run of products with exactly 0 when zero_terminal_snr. */

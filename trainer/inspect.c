@@ -4,6 +4,7 @@
 
 #include "trainer/lora.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
@@ -34,12 +35,6 @@ json_t *inspect_text(const char *text) {
 /* ---- weights ----------------------------------------------------------------------------------
  */
 
-static int64_t elements(const SafetensorsTensor *t) {
-    int64_t n = 1;
-    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
-    return n;
-}
-
 static json_t *report_shard(const Safetensors *s, Error *e) {
     if (!safetensors_verify(s, e)) return NULL;
     const char *slash = strrchr(s->path, '/');
@@ -54,7 +49,7 @@ bool inspect_weights(json_t *report, const Weights *w, Error *e) {
     int64_t parameters = 0, bytes = 0;
     for (size_t i = 0; i < w->n_tensors; i++) {
         const SafetensorsTensor *t = &w->tensors[i];
-        parameters += elements(t);
+        parameters += safetensors_count(t);
         bytes += (int64_t)t->bytes;
         json_int_t n = json_integer_value(json_object_get(dtypes, t->dtype_name));
         json_object_set_new(dtypes, t->dtype_name, json_integer(n + 1));
@@ -102,7 +97,7 @@ static real *gram(Stream *s, const real *half, int64_t rank, int64_t length, boo
 /* The Frobenius norm of B A, without B A: |B A|^2 = <B^T B, A A^T>. */
 static bool layer_norm(Stream *s, const Adapter *adapter, const AdapterLayer *l, double *norm,
                        Error *e) {
-    int64_t n_a = elements(l->a), n_b = elements(l->b);
+    int64_t n_a = safetensors_count(l->a), n_b = safetensors_count(l->b);
     real *a = xcalloc((size_t)n_a, sizeof *a), *b = xcalloc((size_t)n_b, sizeof *b);
     bool ok = adapter_values(adapter, l->a, a, e) && adapter_values(adapter, l->b, b, e);
     if (ok) {
@@ -242,6 +237,38 @@ static bool ends_with(const char *text, const char *tail) {
     return n >= m && !strcmp(text + n - m, tail);
 }
 
+/* What to open of a path: a folder's one safetensors file, by whatever name, where it has no other
+ * and no index; else the path. */
+static char *file_to_open(const char *path, bool folder) {
+    char *only = NULL;
+    bool several = false;
+    DIR *d = folder ? opendir(path) : NULL;
+    for (struct dirent *file; d && (file = readdir(d));) {
+        several |= ends_with(file->d_name, ".index.json");
+        if (!ends_with(file->d_name, ".safetensors")) continue;
+        several |= only != NULL;
+        free(only);
+        only = xprintf("%s/%s", path, file->d_name);
+    }
+    if (d) closedir(d);
+    if (only && !several) return only;
+    free(only);
+    return xstrdup(path);
+}
+
+static json_t *inspect_files(const char *path, bool folder, Error *e) {
+    Weights w;
+    json_t *report = NULL;
+    char *from = file_to_open(path, folder);
+    if (weights_open(&w, from, e)) {
+        report = adapter_holds(&w) ? inspect_adapter(from, e) : inspect_tensors(from, &w, e);
+        weights_close(&w);
+    }
+    if (report) json_object_set_new(report, "path", inspect_text(path));
+    free(from);
+    return report;
+}
+
 json_t *inspect_path(const char *path, Error *e) {
     struct stat info;
     if (stat(path, &info)) {
@@ -250,6 +277,7 @@ json_t *inspect_path(const char *path, Error *e) {
         return NULL;
     }
     bool folder = S_ISDIR(info.st_mode);
+    if (folder && inspect_is_cache(path)) return inspect_cache(path, e);
     if (folder && inspect_is_model(path)) return inspect_model(path, e);
     if (folder && inspect_is_component(path)) return inspect_component(path, e);
     if (!folder && ends_with(path, ".json")) {
@@ -268,9 +296,5 @@ json_t *inspect_path(const char *path, Error *e) {
             path);
         return NULL;
     }
-    Weights w;
-    if (!weights_open(&w, path, e)) return NULL;
-    json_t *report = adapter_holds(&w) ? inspect_adapter(path, e) : inspect_tensors(path, &w, e);
-    weights_close(&w);
-    return report;
+    return inspect_files(path, folder, e);
 }

@@ -8,6 +8,8 @@
  *              "tokenizer"                        class, vocabulary_bytes
  *              "scheduler"                        class, prediction, beta_start, ...
  *              "adapter"                          names, alpha_from, kinds, layers; weights
+ *              "cache": what prepare made         bytes, groups: [{kind, shape, entries, bytes}],
+ *                                                 entry_list: [{kind, key, shape, source, ...}]
  *              "tensors": other safetensors       tensor_list, metadata; weights
  *     weights: tensors, parameters, bytes, dtypes: {name: tensors}, shards: [{file, bytes, tensors,
  *              digest: "none" or "verified"}, ...]; tensors is 0 where a folder has no weights
@@ -28,9 +30,12 @@ struct json_t *inspect_path(const char *path, Error *e);
 /* Parts of it. A model, by its folder; one component, by its own folder. */
 struct json_t *inspect_model(const char *folder, Error *e);
 struct json_t *inspect_component(const char *folder, Error *e);
+/* A cache, by its folder; values are not read (prepare --verify does). */
+struct json_t *inspect_cache(const char *folder, Error *e);
 /* Whether a folder is one of these, by the files in it. */
 bool inspect_is_model(const char *folder);
 bool inspect_is_component(const char *folder);
+bool inspect_is_cache(const char *folder);
 
 /* Whether a folder holds a file of weights, in a form that is read or not. */
 bool inspect_has_weights(const char *folder);

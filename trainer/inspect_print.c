@@ -184,6 +184,31 @@ static void print_tensors(const json_t *report) {
     }
 }
 
+static void print_cache(const json_t *report) {
+    json_t *group, *size, *entry;
+    size_t i, k;
+    printf("cache, %lld bytes\n", whole(report, "bytes"));
+    json_array_foreach(json_object_get(report, "groups"), i, group) {
+        printf("  %-9s  %6lld of [", text(group, "kind"), whole(group, "entries"));
+        json_array_foreach(json_object_get(group, "shape"), k, size)
+            printf(k ? ", %lld" : "%lld", (long long)json_integer_value(size));
+        printf("], %lld bytes\n", whole(group, "bytes"));
+    }
+    json_array_foreach(json_object_get(report, "entry_list"), i, entry) {
+        const json_t *source = json_object_get(entry, "source");
+        const json_t *caption = json_object_get(entry, "caption");
+        printf("  %s", text(entry, "key"));
+        if (json_object_get(entry, "frames"))
+            printf("  frames %lld+%lld", whole(entry, "first_frame"), whole(entry, "frames"));
+        if (json_object_get(entry, "variant")) printf("  variant %lld", whole(entry, "variant"));
+        if (source) printf("  ");
+        if (source) print_safe(json_string_value(source), METADATA_CHARS);
+        if (caption) printf("  \"");
+        if (caption) print_safe(json_string_value(caption), METADATA_CHARS);
+        printf(caption ? "\"\n" : "\n");
+    }
+}
+
 void inspect_print(const json_t *report) {
     const char *kind = text(report, "kind");
     print_safe(text(report, "path"), SIZE_MAX);
@@ -192,6 +217,8 @@ void inspect_print(const json_t *report) {
         print_model(report);
     else if (!strcmp(kind, "adapter"))
         print_adapter(report);
+    else if (!strcmp(kind, "cache"))
+        print_cache(report);
     else if (!strcmp(kind, "tensors"))
         print_tensors(report);
     else {

@@ -100,7 +100,8 @@ void learner_bind(Learner *l, bool poison) {
         l->shaped[i].run = run_open(l->shaped[i].plan, m, l->model->stream, l->arena);
         l->shaped[i].run->poison = poison;
     }
-    if (l->model->training != TRAIN_NOTHING) l->optim = optim_open(l->model->params, m);
+    if (l->trains && l->model->training != TRAIN_NOTHING)
+        l->optim = optim_open(l->model->params, m);
     l->losses = memory_alloc(m, losses_bytes(l), "losses");
     memory_seal(m, true);
 }

@@ -16,8 +16,8 @@ void linear_add_adapter(ParamSet *p, Linear *l) {
     for (int i = 2; i < a.rank; i++) b.dim[b.rank++] = 1;
     char *name_a = xprintf("%s.lora_A.weight", l->module);
     char *name_b = xprintf("%s.lora_B.weight", l->module);
-    l->lora_a = params_add(p, name_a, a, l->block, true);
-    l->lora_b = params_add(p, name_b, b, l->block, true);
+    l->lora_a = params_add(p, name_a, a, l->block, !l->frozen);
+    l->lora_b = params_add(p, name_b, b, l->block, !l->frozen);
     free(name_a);
     free(name_b);
 }

@@ -15,8 +15,10 @@ typedef struct {
     int block;    /* of the ParamSet: 0 embed, 1.. blocks, the last final */
     int w, b;     /* parameters; b -1: none */
     int64_t rank; /* of the adapter; 0: none */
+    double alpha; /* of the adapter */
     real scale;   /* alpha / r */
     real dropout;
+    bool frozen;        /* the adapter is not trained: its values come as the base's do */
     uint32_t ordinal;   /* its place among all maps: names its random draws */
     int lora_a, lora_b; /* parameters [r,K] and [O,r] (a convolution's: [r,C,p,p], [O,r,1,1]) */
 } Linear;

@@ -29,8 +29,16 @@ static void list_targets(const Dit *d, char *text, size_t size) {
 
 void lora_give(Linear *l, int64_t rank, double alpha, double dropout) {
     l->rank = rank;
+    l->alpha = alpha;
     l->scale = (real)(alpha / (double)rank);
     l->dropout = (real)dropout;
+}
+
+void lora_freeze(Dit *d, double scale) {
+    for (int i = 0; i < d->n_linears; i++) {
+        d->linears[i]->frozen = true;
+        d->linears[i]->scale *= (real)scale;
+    }
 }
 
 bool lora_attach(Dit *d, const LoraConfig *config, Error *e) {

@@ -18,7 +18,7 @@ void lora_init(const Dit *d, LoraInitChoice init, uint64_t seed, Memory *m, Stre
 
 /* An adapter on disk: diffusers' pytorch_lora_weights.safetensors (alpha in the header's
  * lora_adapter_metadata; without it alpha = r, as diffusers has it) or PEFT's folder with
- * adapter_config.json. */
+ * adapter_config.json. A file with a digest of cogsmith's that is not its own is an error. */
 typedef struct Adapter Adapter;
 Adapter *adapter_open(const char *path, Error *e);
 void adapter_close(Adapter *a);
@@ -26,6 +26,11 @@ void adapter_close(Adapter *a);
 bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e);
 /* Copies the file's values into the masters, after params_allocate. */
 bool adapter_load(const Adapter *a, const Dit *d, Memory *m, Stream *s, Error *e);
+/* Freezes every adapter of the model, its strength times `scale`: before dit_params. */
+void lora_freeze(Dit *d, double scale);
+/* Says where the values of frozen adapters lie: in `copies` [2 * adapter_count], each of its own
+ * memory, which the caller frees when the parameters are gone. NULL on failure. */
+void **adapter_sources(const Adapter *a, const Dit *d, Error *e);
 
 /* For `inspect`: what an adapter holds, layer by layer in the order of the file. */
 typedef struct {

@@ -15,19 +15,29 @@ typedef struct {
     const char *name, *summary;
     const char *sections; /* of the configuration: the keys that the verb uses */
     int options;
-    bool takes_files; /* positional arguments are FILEs, not a config */
+    const char *operands; /* what positional arguments are; NULL: a config */
     int (*run)(const Call *call);
 } Verb;
 
 static const Verb VERBS[] = {
+    {"init", "makes a run: a commented config.yaml for a model and a method", "init", 0, "DIR",
+     verb_init},
+    {"prepare", "clips and captions into the cache of latents and embeddings",
+     "model data vae memory device", OPTION_VERIFY, NULL, verb_prepare},
     {"plan", "peak memory, traffic and step time of a run, before it runs",
-     "plan model method lora data train memory ranks device", OPTION_JSON, false, verb_plan},
-    {"inspect", "what is in a model folder, adapter, cache or checkpoint", "", OPTION_JSON, true,
-     verb_inspect},
+     "plan model method lora data train memory ranks device", OPTION_JSON, NULL, verb_plan},
+    {"sample", "videos from text, an image or a video, with or without an adapter",
+     "sample model vae memory device", 0, NULL, verb_sample},
+    {"export", "an adapter or a full model in another runtime's format", "export model", 0, NULL,
+     verb_export},
+    {"inspect", "what is in a model folder, adapter, cache or checkpoint", "", OPTION_JSON,
+     "FILE...", verb_inspect},
+    {"doctor", "machine, libraries, GPU, MPI, disk: what is wrong and how to mend it", "",
+     OPTION_JSON, NULL, verb_doctor},
     {"bench", "ops and steps timed, with their share of the machine's limit",
-     "bench model method lora data train vae memory ranks device", OPTION_JSON, false, verb_bench},
+     "bench model method lora data train vae memory ranks device", OPTION_JSON, NULL, verb_bench},
     {"probe", "one computation with every input from a file, to compare implementations",
-     "probe model method lora train vae memory device", 0, false, verb_probe},
+     "probe model method lora train vae memory device", 0, NULL, verb_probe},
 };
 
 static const struct {
@@ -54,7 +64,7 @@ static void print_usage(FILE *out) {
 
 static void print_verb_help(const Verb *verb) {
     printf("usage: cogsmith %s %s", verb->name,
-           verb->takes_files ? "FILE..." : "[config.yaml] [key.path=value ...]");
+           verb->operands ? verb->operands : "[config.yaml] [key.path=value ...]");
     for (size_t i = 0; i < COUNT(OPTIONS); i++)
         if (verb->options & OPTIONS[i].bit)
             printf(" [%s]", OPTIONS[i].name);
@@ -103,7 +113,7 @@ static bool is_assignment(const char *arg) { return arg[strcspn(arg, "=/")] == '
 static void read_config(Config *config, const Verb *verb, int n, char **args) {
     const char *file = NULL;
     Error e = {0};
-    for (int i = 0; i < n && !verb->takes_files; i++) {
+    for (int i = 0; i < n && !verb->operands; i++) {
         if (args[i][0] == '-' || is_assignment(args[i]))
             continue;
         if (file)
@@ -134,12 +144,13 @@ static int run_verb(const Verb *verb, int n, char **args) {
     read_config(config, verb, n, args);
     const char **files = xcalloc(n, sizeof *files);
     Call call = {.verb = verb->name, .config = config, .files = files};
-    for (int i = 0; i < n && verb->takes_files; i++)
+    for (int i = 0; i < n && verb->operands; i++)
         if (args[i][0] != '-' && !is_assignment(args[i]))
             files[call.n_files++] = args[i];
-    if (verb->takes_files && !call.n_files)
-        die("command line: %s needs at least one FILE; see `cogsmith %s --help`", verb->name,
-            verb->name);
+    if (verb->operands && !call.n_files)
+        die("command line: %s needs %s %.*s; see `cogsmith %s --help`", verb->name,
+            strstr(verb->operands, "...") ? "at least one" : "one",
+            (int)strcspn(verb->operands, "."), verb->operands, verb->name);
     call.json = options & OPTION_JSON;
     call.verify = options & OPTION_VERIFY;
     int code = verb->run(&call);

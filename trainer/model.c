@@ -5,6 +5,7 @@
 #include "data/nearest.h"
 #include "kernels/random.h"
 #include "trainer/folder.h"
+#include "trainer/inspect.h"
 #include "trainer/lora.h"
 
 #include <stdio.h>
@@ -112,14 +113,6 @@ static bool finite(const Weights *w, const SafetensorsTensor *t, int64_t n, Erro
                      w->path, t->name, (long long)bad);
 }
 
-/* Memory-mapped data at an address that suits its type: the file's own, or a copy. */
-static const void *aligned_data(Model *m, const SafetensorsTensor *t) {
-    if ((uintptr_t)t->data % dtype_size(t->dtype) == 0) return t->data;
-    m->aligned = xrealloc(m->aligned, (size_t)(m->n_aligned + 1) * sizeof *m->aligned);
-    void *copy = memcpy(xcalloc(t->bytes, 1), t->data, t->bytes);
-    return m->aligned[m->n_aligned++] = copy;
-}
-
 static void read_weights(Model *m) {
     Error e;
     if (!weights_match(&m->weights, m->dit, &e)) die_error(&e);
@@ -129,7 +122,7 @@ static void read_weights(Model *m) {
         const SafetensorsTensor *t = tensor_of(&m->weights, q, &e);
         if (!finite(&m->weights, t, param_count(q), &e)) die_error(&e);
         weights_release(&m->weights, t->data, t->bytes);
-        if (!q->trained) param_source(m->params, i, aligned_data(m, t), t->dtype);
+        if (!q->trained) param_source(m->params, i, t->data, t->dtype);
     }
 }
 
@@ -139,7 +132,7 @@ static void load_masters(Model *m) {
         if (is_adapter(q) || !q->trained) continue;
         const SafetensorsTensor *t = weights_find(&m->weights, q->name, NULL);
         real *values = xcalloc((size_t)param_count(q), sizeof *values);
-        BACKEND_CPU.cast(NULL, t->dtype, DT_REAL, param_count(q), aligned_data(m, t), values);
+        BACKEND_CPU.cast(NULL, t->dtype, DT_REAL, param_count(q), t->data, values);
         param_write(m->params, i, values, &m->memory, m->stream);
         free(values);
         weights_release(&m->weights, t->data, t->bytes);
@@ -168,18 +161,31 @@ static void draw_weights(Model *m, uint64_t seed) {
 
 static void attach_adapters(Model *m, const Config *c, Adapter *start) {
     Error e;
-    bool ok = start ? adapter_attach(start, m->dit, c->lora.dropout, &e)
+    bool frozen = m->training == TRAIN_NOTHING;
+    bool ok = start ? adapter_attach(start, m->dit, frozen ? 0 : c->lora.dropout, &e)
                     : lora_attach(m->dit, &c->lora, &e);
-    if (!ok) config_die(c, start ? "lora.start" : "lora.target_modules", "%s", e.text);
+    const char *key = frozen ? "sample.adapter" : start ? "lora.start" : "lora.target_modules";
+    if (!ok) config_die(c, key, "%s", e.text);
+    if (frozen) lora_freeze(m->dit, c->sample.adapter_scale);
 }
 
-static Schedule read_schedule(const char *model_path) {
+/* scheduler/ in model.path, or beside it where that is the transformer's own folder; without one
+ * the published schedule of such a transformer, which is told. */
+static Schedule read_schedule(const Config *c, const Model *m, bool tell) {
     Schedule s;
-    ScheduleConfig published = {0.00085, 0.012, 1.0, true};
-    char *path = xprintf("%s/scheduler/scheduler_config.json", model_path);
+    ScheduleConfig config = schedule_published(m->dit->config.rotary);
+    const char *root = c->model.path;
+    bool own = !strcmp(root, m->folder);
+    char *path = xprintf("%s%s/scheduler/scheduler_config.json", root, own ? "/.." : "");
     Error e;
-    if (exists(path) && !schedule_read(&published, path, &e)) die_error(&e);
-    schedule_make(&s, &published);
+    bool there = exists(path);
+    if (there && !schedule_read(&config, path, &e)) die_error(&e);
+    if (!there && tell)
+        fprintf(stderr,
+                "cogsmith: %s is not there; used is the published schedule, "
+                "snr_shift_scale %g\n",
+                path, config.snr_shift_scale);
+    schedule_make(&s, &config);
     free(path);
     return s;
 }
@@ -196,11 +202,16 @@ static DType stored_type(const Model *m) {
     return type;
 }
 
-/* Opens what is in the folder: without MODEL_WEIGHTS, weights may be missing. */
+/* Opens what is in the folder. Without MODEL_WEIGHTS, weights may be missing; that they are there
+ * and cannot be read is said. */
 static void open_weights(Model *m, ModelDetail detail) {
     Error e;
-    if (!weights_open(&m->weights, m->folder, &e) && detail == MODEL_WEIGHTS) die_error(&e);
+    bool opened = weights_open(&m->weights, m->folder, &e);
+    if (!opened && detail == MODEL_WEIGHTS) die_error(&e);
     m->stored = stored_type(m);
+    if (!opened && inspect_has_weights(m->folder))
+        fprintf(stderr, "cogsmith: %s\ncogsmith: going on without weights, as if stored in %s\n",
+                e.text, dtype_name(m->stored));
 }
 
 /* Where frozen weights rest. Files are read block by block unless a copy is asked for, or stored
@@ -224,9 +235,19 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
     params_rest(m->params, base_home(m, c, detail), detail == MODEL_RANDOM ? DT_REAL : form);
 }
 
+static void freeze_adapter(Model *m, const Adapter *a) {
+    Error e;
+    size_t n = 2 * (size_t)adapter_count(a);
+    void **copies = adapter_sources(a, m->dit, &e);
+    if (!copies) die_error(&e);
+    m->frozen = copies;
+    m->n_frozen = n;
+}
+
 static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *start) {
     Error e;
     if (detail == MODEL_WEIGHTS) read_weights(m);
+    if (m->training == TRAIN_NOTHING && start) freeze_adapter(m, start);
     params_allocate(m->params, &m->memory);
     if (detail == MODEL_WEIGHTS)
         load_masters(m);
@@ -271,25 +292,23 @@ void check_supported(const Config *c) {
 /* The GATHER of a frozen bucket has read its file: the pages need not stay resident. */
 static void release_pages(void *model, const void *data, size_t bytes) {
     const Model *m = model;
-    for (int i = 0; i < m->n_aligned; i++)
-        if (m->aligned[i] == data) return;
+    for (size_t i = 0; i < m->n_frozen; i++)
+        if (m->frozen[i] == data) return;
     weights_release(&m->weights, data, bytes);
 }
 
-Model *model_open(const Config *c, Training training, ModelDetail detail, bool foreign) {
+/* start: the adapter to go on from, or to freeze; NULL: none. Closes it. */
+static Model *open_model(const Config *c, Training training, ModelDetail detail, bool foreign,
+                         Adapter *start) {
     Model *m = xcalloc(1, sizeof *m);
-    Error e;
-    Adapter *start = NULL;
     m->training = training;
     m->compute = DT_REAL;
     m->foreign = foreign;
     m->comm = detail == MODEL_SHAPES ? comm_recording(0, (int)c->plan.world)
                                      : comm_world(c->ranks.timeout);
     read_config(m, c);
-    m->schedule = read_schedule(c->model.path);
-    if (training == TRAIN_LORA && c->lora.start && !(start = adapter_open(c->lora.start, &e)))
-        config_die(c, "lora.start", "%s", e.text);
-    if (training == TRAIN_LORA) attach_adapters(m, c, start);
+    m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
+    if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
     m->memory.k = &BACKEND_CPU;
     m->stream = m->memory.k->stream_open();
     open_weights(m, detail);
@@ -301,6 +320,25 @@ Model *model_open(const Config *c, Training training, ModelDetail detail, bool f
     return m;
 }
 
+/* NULL: the key is unset. */
+static Adapter *adapter_of(const Config *c, const char *key, const char *path) {
+    Error e;
+    Adapter *a = path ? adapter_open(path, &e) : NULL;
+    if (path && !a) config_die(c, key, "%s", e.text);
+    return a;
+}
+
+Model *model_open(const Config *c, Training training, ModelDetail detail, bool foreign) {
+    bool adapted = training == TRAIN_LORA;
+    return open_model(c, training, detail, foreign,
+                      adapted ? adapter_of(c, "lora.start", c->lora.start) : NULL);
+}
+
+Model *model_open_sampling(const Config *c) {
+    return open_model(c, TRAIN_NOTHING, MODEL_WEIGHTS, false,
+                      adapter_of(c, "sample.adapter", c->sample.adapter));
+}
+
 void model_close(Model *m) {
     if (!m) return;
     m->memory.k->stream_close(m->stream);
@@ -308,8 +346,8 @@ void model_close(Model *m) {
     dit_close(m->dit);
     weights_close(&m->weights);
     comm_close(m->comm);
-    for (int i = 0; i < m->n_aligned; i++) free(m->aligned[i]);
-    free(m->aligned);
+    for (size_t i = 0; i < m->n_frozen; i++) free(m->frozen[i]);
+    free(m->frozen);
     free(m->folder);
     free(m);
 }

@@ -14,7 +14,7 @@ struct Model {
     Training training;
     DType compute; /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
     bool foreign;  /* planned for a device that is not here: no kernels, no memory */
-    Comm *comm;   /* the ranks; of a plan, those that would be there */
+    Comm *comm;    /* the ranks; of a plan, those that would be there */
     Memory memory;
     Stream *stream;
     Dit *dit;
@@ -23,8 +23,8 @@ struct Model {
     Weights weights; /* mapped; frozen parameters point into it. Zeroed: none were read */
     char *folder;    /* of the transformer */
     DType stored;    /* the type in which its weights are stored, or would be published */
-    void **aligned;  /* copies of tensors that lay at odd addresses in their file */
-    int n_aligned;
+    void **frozen;   /* the values of a frozen adapter, a copy each */
+    size_t n_frozen;
 };
 
 typedef enum {
@@ -36,6 +36,10 @@ typedef enum {
 /* foreign: plans for a GPU from its profile alone (with MODEL_SHAPES). Ends the program on mistakes
  * in files or settings (exit 2). */
 Model *model_open(const Config *c, Training training, ModelDetail detail, bool foreign);
+/* For sampling: every weight, nothing trained, and sample.adapter, where it is set, frozen in its
+ * place with its strength times sample.adapter_scale. Its numbers stay f32 where the base rests in
+ * its file; elsewhere they take the base's form, as diffusers casts them to the model's type. */
+Model *model_open_sampling(const Config *c);
 /* What the config's method asks for. */
 Training model_training(const Config *c);
 /* Ends the program where the config asks for what this program cannot do yet, naming the key. */

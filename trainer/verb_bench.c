@@ -1,5 +1,5 @@
 /* `cogsmith bench`: a training step of a model and its autoencoder, timed whole and step of the
- * plan by step of the plan.
+ * plan by step of the plan; and what comes from files.
  *
  * Ops are timed where they work, inside a real step: rows of the same op, phase and size are added
  * up. share is the part of the measured limit that a row reaches: of the rate of a large square
@@ -95,11 +95,12 @@ int verb_bench(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "bench");
     check_supported(c);
-    if (c->bench.what == BENCH_IO)
-        config_die(c, "bench.what", "expected ops, step or vae: io is not built yet");
+    BenchChoice what = c->bench.what;
+    if (what == BENCH_IO) config_require(c, "data.path", "bench.what=io");
     Bench b = bench_open(c);
-    if (c->bench.what != BENCH_VAE) bench_step(&b, c);
-    if (c->bench.what == BENCH_VAE || c->bench.what == BENCH_ALL) bench_vae(&b);
+    if (what != BENCH_VAE && what != BENCH_IO) bench_step(&b, c);
+    if (what == BENCH_VAE || what == BENCH_ALL) bench_vae(&b);
+    if (what == BENCH_IO || what == BENCH_ALL) bench_io(&b);
     bench_print(&b, call->json);
     bench_close(&b);
     return 0;

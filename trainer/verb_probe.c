@@ -1,8 +1,11 @@
 /* `cogsmith probe`: one computation with every input from a file, for comparison with another
  * implementation. See --help and the README for the names of inputs and outputs. */
+#include "data/nearest.h"
+#include "trainer/call_files.h"
 #include "trainer/cli.h"
 #include "trainer/learner.h"
 #include "trainer/probe_text.h"
+#include "trainer/probe_vae.h"
 #include "trainer/profile.h"
 
 #include <stdio.h>
@@ -30,34 +33,13 @@ typedef struct {
     int64_t *timesteps; /* [K,B] */
 } Inputs;
 
-static int64_t items(const SafetensorsTensor *t) {
-    int64_t n = 1;
-    for (int i = 0; i < t->n_dims; i++) n *= t->shape[i];
-    return n;
-}
-
-/* Tensor data in memory that suits its type. */
-static void *aligned(const SafetensorsTensor *t) {
-    return t->bytes ? memcpy(xcalloc(t->bytes, 1), t->data, t->bytes) : xcalloc(1, 1);
-}
-
 static Array read_floats(const Safetensors *file, const char *name) {
     const SafetensorsTensor *t = safetensors_find(file, name);
     Array a = {0};
     if (!t) return a;
-    if (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)
-        die("%s: %s: expected F32, BF16 or F16, found %s", file->path, name, t->dtype_name);
-    int64_t n = items(t);
-    void *data = aligned(t);
-    a.values = xcalloc((size_t)n, sizeof *a.values);
-    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, n, data, a.values);
-    free(data);
+    a.values = given_floats(file, t);
     a.n_dims = t->n_dims;
     memcpy(a.dim, t->shape, sizeof a.dim);
-    for (int64_t i = 0; i < n; i++)
-        if (!(a.values[i] - a.values[i] == 0))
-            die("%s: %s: value %lld: expected a finite number; mend what wrote the file",
-                file->path, name, (long long)i);
     return a;
 }
 
@@ -103,13 +85,33 @@ static void read_text(Inputs *in) {
 static void read_timesteps(Inputs *in, const Safetensors *file) {
     const SafetensorsTensor *t = safetensors_find(file, "timesteps");
     int64_t n = in->steps * in->batch;
-    if (!t || t->dtype != DT_I64 || items(t) != n)
-        die("%s: timesteps: expected %lld numbers of type I64", in->path, (long long)n);
-    in->timesteps = aligned(t);
+    if (!t || t->dtype != DT_I64 || t->n_dims != (in->replay ? 2 : 1) ||
+        safetensors_count(t) != n || (in->replay && t->shape[0] != in->steps))
+        die("%s: timesteps: expected %lld numbers of type I64, [B] or [K,B]", in->path,
+            (long long)n);
+    in->timesteps = memcpy(xcalloc(t->bytes, 1), t->data, t->bytes);
     for (int64_t i = 0; i < n; i++)
         if (in->timesteps[i] < 0 || in->timesteps[i] >= TRAIN_TIMESTEPS)
             die("%s: timesteps: expected whole numbers from 0 to %d, found %lld", in->path,
                 TRAIN_TIMESTEPS - 1, (long long)in->timesteps[i]);
+}
+
+/* A name that is almost an input's is a mistake. Others may be what the file holds to compare with;
+ * that they are not read is said. */
+static void check_names(const char *path) {
+    static const char *const NAMES[] = {"latents",       "noise", "noisy", "text",     "timesteps",
+                                        "image_latents", "video", "z",     "input_ids"};
+    Safetensors file;
+    Error e;
+    if (!safetensors_open(&file, path, &e)) die_error(&e);
+    for (size_t i = 0; i < file.n_tensors; i++) {
+        const char *name = file.tensors[i].name;
+        const char *near = nearest_name(name, NAMES, COUNT(NAMES));
+        if (near && strcmp(near, name))
+            die("%s: %s: no such input of probe; did you mean '%s'?", path, name, near);
+        if (!near) fprintf(stderr, "cogsmith: %s: %s: no input of probe, not read\n", path, name);
+    }
+    safetensors_close(&file);
 }
 
 static Inputs inputs_read(const char *path) {
@@ -125,6 +127,8 @@ static Inputs inputs_read(const char *path) {
     read_sizes(&in);
     if (in.latents.values) expect_latents(&in, &in.latents, "latents");
     if (in.latents.values) expect_latents(&in, &in.noise, "noise");
+    if (in.noise.values && !in.latents.values)
+        die("%s: latents: missing; noise goes with latents, and noisy without", path);
     if (in.image.values) expect_latents(&in, &in.image, "image_latents");
     read_text(&in);
     read_timesteps(&in, &file);
@@ -321,10 +325,10 @@ static void probe_replay(Probe *p, Outputs *out) {
     free(norm);
 }
 
-/* Gradients only where the call asks for a method; a start adapter asks for LoRA. */
+/* Gradients only where the call asks for a method; any setting of an adapter asks for LoRA. */
 static Training training_of(const Config *c, const Inputs *in) {
     if (c->method == METHOD_FULL) return TRAIN_FULL;
-    bool asked = config_is_set(c, "method") || c->lora.start;
+    bool asked = config_is_set(c, "method") || config_section_is_set(c, "lora");
     if (in->replay && !asked)
         die("%s: latents with an axis of steps: say method=full or method=lora", in->path);
     return asked ? TRAIN_LORA : TRAIN_NOTHING;
@@ -394,7 +398,9 @@ int verb_probe(const Call *call) {
     if (!c->probe.captions) config_require(c, "probe.inputs", "probe");
     config_require(c, "probe.out", "probe");
     check_settings(c);
-    if (probe_text(c)) return 0;
+    check_writable(c, "probe.out", c->probe.out);
+    if (c->probe.inputs) check_names(c->probe.inputs);
+    if (probe_text(c) || probe_vae(c)) return 0;
     if (!config_is_set(c, "train.warmup_steps")) c->train.warmup_steps = 0;
     Inputs in = inputs_read(c->probe.inputs);
     run_probe(c, &in);

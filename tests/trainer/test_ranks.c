@@ -179,7 +179,8 @@ static void test_hung_rank(void **state) {
     (void)state;
     char *model = golden_path("5b");
     char *line = xprintf(
-        "%s -n 3 bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then (sleep 0.4; kill -STOP $$)& fi; "
+        "%s -n 3 bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then "
+        "(until grep -q diffusion_pytorch /proc/$$/maps; do sleep 0.02; done; kill -STOP $$)& fi; "
         "exec \"$COGSMITH\" probe model.path=%s probe.inputs=%s/inputs.safetensors "
         "probe.out=%s/hung method=full ranks.timeout=2 train.accumulate=4 %s' >/dev/null "
         "2>%s/stderr",
@@ -194,11 +195,29 @@ static void test_hung_rank(void **state) {
     free(line);
 }
 
+/* Rank 1 stops before it has come to the others: nobody can ask it for its name, but all end. */
+static void test_rank_that_never_starts(void **state) {
+    (void)state;
+    char *model = golden_path("5b");
+    char *line = xprintf("%s -n 2 bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then kill -STOP $$; "
+                         "fi; exec \"$COGSMITH\" probe model.path=%s "
+                         "probe.inputs=%s/inputs.safetensors probe.out=%s/never method=full "
+                         "ranks.timeout=1' >/dev/null "
+                         "2>%s/stderr",
+                         MPIRUN, model, folder, folder, folder);
+    double start = now_seconds();
+    assert_int_not_equal(shell(line), 0);
+    expect_stderr("did not start");
+    assert_true(now_seconds() - start < 30);
+    free(model);
+    free(line);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_full),         cmocka_unit_test(test_lora_with_accumulation),
-        cmocka_unit_test(test_sharded_base), cmocka_unit_test(test_batch_that_cannot_be_cut),
-        cmocka_unit_test(test_hung_rank),
+        cmocka_unit_test(test_rank_that_never_starts),   cmocka_unit_test(test_full),
+        cmocka_unit_test(test_lora_with_accumulation),   cmocka_unit_test(test_sharded_base),
+        cmocka_unit_test(test_batch_that_cannot_be_cut), cmocka_unit_test(test_hung_rank),
     };
     return cmocka_run_group_tests(tests, make_inputs, remove_folder);
 }

@@ -1,0 +1,266 @@
+/* Owns the course of `prepare`: what it says first, its stages, what it says last. */
+#define _DEFAULT_SOURCE
+#include "trainer/prepare.h"
+
+#include "data/t5.h"
+#include "trainer/profile.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+static const double DURABLE_SECONDS = 30; /* what is older is on the disk */
+
+enum { NOTES_SHOWN = 10 };
+
+#define MIB(bytes) ((double)(bytes) / (1 << 20))
+
+/* ---- the cache --------------------------------------------------------------------------------
+ */
+
+static bool flush(Prepare *p, Error *e) {
+    p->flushed = now_seconds();
+    return cache_flush(p->cache, e) && cache_files_save(p->wanted->files, e);
+}
+
+bool prepare_add(Prepare *p, const CacheEntry *entry, const float *values, const float *logvar,
+                 Error *e) {
+    pthread_mutex_lock(&p->lock);
+    bool ok = cache_add(p->cache, entry, values, logvar, e) &&
+              (now_seconds() - p->flushed < DURABLE_SECONDS || flush(p, e));
+    pthread_mutex_unlock(&p->lock);
+    return ok;
+}
+
+bool prepare_flush(Prepare *p, Error *e) {
+    pthread_mutex_lock(&p->lock);
+    bool ok = flush(p, e);
+    pthread_mutex_unlock(&p->lock);
+    return ok;
+}
+
+bool prepare_bad(Prepare *p, WantedSample *s, Error *e) {
+    if (e->exit_code != EXIT_DATA) return false;
+    if (p->config->data.on_bad == ON_BAD_STOP) {
+        Error with;
+        error_set(&with, EXIT_DATA, "%.1000s Mend or remove it, or say data.on_bad=skip.", e->text);
+        *e = with;
+        return false;
+    }
+    cache_files_set_bad(p->wanted->files, s->latents_key.whole, e->text);
+    free(s->bad);
+    s->bad = xstrdup(e->text);
+    return true;
+}
+
+bool prepare_stop(Prepare *p) {
+    Error e = {0};
+    pthread_mutex_lock(&p->lock); /* for good: nobody may change the cache after this */
+    fprintf(stderr, "%scogsmith: stopped; ", isatty(STDERR_FILENO) ? "\r\033[K" : "");
+    bool ok = !p->cache || flush(p, &e);
+    fprintf(stderr, "%s\n",
+            ok ? "what was done is in the cache: run the same again to go on" : e.text);
+    return ok;
+}
+
+/* Makes the folders above the cache that data.cache names. */
+static bool make_parents(const char *folder, Error *e) {
+    char *path = xstrdup(folder);
+    bool ok = true;
+    for (char *slash = path + 1; ok && (slash = strchr(slash, '/')); slash++) {
+        *slash = 0;
+        if (mkdir(path, 0777) && errno != EEXIST)
+            ok = error_set(e, EXIT_WORLD, "%.600s: cannot be made: %s. Choose another data.cache",
+                           path, strerror(errno));
+        *slash = '/';
+    }
+    free(path);
+    return ok;
+}
+
+static bool open_cache(Prepare *p, Error *e) {
+    if (p->config->data.cache && !make_parents(p->folder, e)) return false;
+    Cache *cache = cache_open(p->folder, true, e);
+    if (!cache) return false;
+    pthread_mutex_lock(&p->lock);
+    p->cache = cache;
+    bool ok = flush(p, e);
+    pthread_mutex_unlock(&p->lock);
+    wanted_find(p->wanted, cache);
+    for (int i = 0; i < p->wanted->n_samples; i++) { /* what failed once is tried again */
+        free(p->wanted->samples[i].bad);
+        p->wanted->samples[i].bad = NULL;
+    }
+    return ok;
+}
+
+/* After this a request to stop finds nothing to do. */
+static bool close_cache(Prepare *p, Error *e) {
+    pthread_mutex_lock(&p->lock);
+    Cache *cache = p->cache;
+    bool ok = !cache || cache_files_save(p->wanted->files, e);
+    p->cache = NULL;
+    Error late;
+    ok = cache_close(cache, ok ? e : &late) && ok;
+    pthread_mutex_unlock(&p->lock);
+    return ok;
+}
+
+/* ---- before -----------------------------------------------------------------------------------
+ */
+
+Todo prepare_todo(const Prepare *p) {
+    const Wanted *w = p->wanted;
+    WantedSample **list;
+    int64_t n = prepare_captions(p, &list);
+    Todo t = {.captions = w->empty < 0, .all_captions = n + 1};
+    for (int64_t i = 0; i < n; i++)
+        t.captions += list[i]->embedding < 0 && strcmp(list[i]->embedding_key, w->empty_key);
+    for (int i = 0; i < w->n_samples; i++) {
+        t.samples += w->samples[i].latents < 0;
+        for (int v = 0; w->images && v < WANTED_VARIANTS; v++)
+            t.images += w->samples[i].image[v] < 0;
+    }
+    int64_t image = 2 * w->latent[1] * w->latent[2] * w->latent[3]; /* numbers; 2 bytes each */
+    t.bytes = 2 * (t.samples * image * w->latent[0] + t.images * image +
+                   t.captions * w->text_length * w->model.text_dim);
+    free(list);
+    return t;
+}
+
+/* Arithmetic of one caption's embedding. */
+static double caption_flops(const Wanted *w) {
+    char *path = xprintf("%s/config.json", w->text_folder);
+    T5Config t;
+    Error e;
+    if (!t5_config_read(&t, path, &e)) die_error(&e);
+    free(path);
+    double inner = (double)(t.heads * t.head_size), length = (double)w->text_length;
+    double weights = (double)t.width * (4 * inner + 3 * (double)t.hidden);
+    return length * (double)t.layers * (2 * weights + 4 * length * inner);
+}
+
+/* All of the work at this machine's measured rates: what they allow, so a lower bound. The bars
+ * then tell by the rate that is reached. */
+static double predict(const Wanted *w, const Encoder *n, const Todo *t) {
+    Profile m = profile_measure();
+    Cost clip = vae_job_cost(n->clips), image = {0};
+    if (n->images) image = vae_job_cost(n->images);
+    double flops = clip.flops * (double)t->samples + image.flops * (double)t->images +
+                   caption_flops(w) * (double)t->captions;
+    double bytes = clip.bytes * (double)t->samples + image.bytes * (double)t->images;
+    return flops / m.matmul_flops + bytes / m.memory_rate;
+}
+
+static void print_notes(const WantedNotes *notes, const char *before, int most) {
+    for (int i = 0; i < MIN(notes->n, most); i++)
+        fprintf(stderr, "%s%s\n", before, notes->items[i]);
+    if (notes->n > most) fprintf(stderr, "%sand %d more\n", before, notes->n - most);
+}
+
+static void print_disk(const Prepare *p, const Todo *t) {
+    struct statvfs disk;
+    fprintf(stderr, "  disk      %.1f MiB more in %s", MIB(t->bytes), p->folder);
+    if (!statvfs(p->folder, &disk)) {
+        double free_bytes = (double)disk.f_bavail * (double)disk.f_frsize;
+        fprintf(stderr, ", of %.0f MiB free", MIB(free_bytes));
+        if (free_bytes < (double)t->bytes * 1.05) fprintf(stderr, ": NOT ENOUGH");
+    }
+    fprintf(stderr, "\n");
+}
+
+/* What will be done, in which memory, space and time. */
+static void announce(const Prepare *p, const Encoder *n) {
+    const Wanted *w = p->wanted;
+    Todo t = prepare_todo(p);
+    fprintf(stderr, "%s\n", w->dataset.layout);
+    fprintf(
+        stderr,
+        "  samples   %d of %lld frames, %lld x %lld, %g a second; at most %lld window%s a clip\n",
+        w->n_samples, (long long)w->want.frames, (long long)w->want.width,
+        (long long)w->want.height, w->want.fps, (long long)w->want.windows,
+        w->want.windows == 1 ? "" : "s");
+    print_notes(&w->warnings, "  warning   ", NOTES_SHOWN);
+    if (!t.samples && !t.captions && !t.images) {
+        fprintf(stderr, "  to do     nothing: all of it is in %s\n", p->folder);
+        return;
+    }
+    fprintf(stderr, "  to do     %lld samples", (long long)t.samples);
+    if (w->images) fprintf(stderr, ", %lld image conditions", (long long)t.images);
+    fprintf(stderr, " and %lld captions; in the cache are %lld and %lld\n", (long long)t.captions,
+            (long long)(w->n_samples - t.samples), (long long)(t.all_captions - t.captions));
+    print_disk(p, &t);
+    fprintf(stderr, "  memory    %.0f MiB for the autoencoder%s, of %.0f MiB%s\n",
+            MIB(encoder_bytes(n)), vae_job_tiled(n->clips) ? ", which works in tiles" : "",
+            MIB(available_bytes(p->config->memory.budget, NULL)),
+            p->config->memory.budget ? " in memory.budget" : " free");
+    double seconds = predict(w, n, &t);
+    if (seconds < 1)
+        fprintf(stderr, "  time      seconds\n");
+    else
+        fprintf(stderr, "  time      about %.0f min %02.0f s or more\n",
+                (double)(int)(seconds / 60), seconds - 60 * (double)(int)(seconds / 60));
+}
+
+/* ---- after ------------------------------------------------------------------------------------
+ */
+
+static void conclude(Prepare *p) {
+    Wanted *w = p->wanted;
+    wanted_find(w, p->cache);
+    wanted_leave_out_bad(w, p->config);
+    int64_t clips = 0;
+    for (int i = 0; i < w->n_samples; i++)
+        clips += !i || w->samples[i].item != w->samples[i - 1].item;
+    fprintf(stderr, "  used      %lld clips, %d samples, %lld of them encoded now\n",
+            (long long)clips, w->n_samples, (long long)p->encoded);
+    if (w->images)
+        fprintf(stderr, "  images    %d to a sample, %lld encoded now\n", WANTED_VARIANTS,
+                (long long)p->images);
+    fprintf(stderr,
+            "  captions  %lld and the empty one, %lld embedded now, %lld cut at %lld tokens\n",
+            (long long)p->captions, (long long)p->embedded, (long long)p->cut,
+            (long long)w->text_length);
+    fprintf(stderr, "  skipped   %d\n", w->bad.n);
+    print_notes(&w->bad, "            ", w->bad.n);
+    fprintf(stderr, "  cache     %.1f MiB in %s\n", MIB(cache_bytes(p->cache)), p->folder);
+    printf(
+        "clips %lld\nsamples %d\nencoded %lld\nimages %lld\nembedded %lld\nskipped %d\ncut %lld\n"
+        "bytes %lld\n",
+        (long long)clips, w->n_samples, (long long)p->encoded, (long long)p->images,
+        (long long)p->embedded, w->bad.n, (long long)p->cut, (long long)cache_bytes(p->cache));
+}
+
+/* ---- the course -------------------------------------------------------------------------------
+ */
+
+static bool run_stages(Prepare *p, Error *e) {
+    Encoder encoder = encoder_open(p->config, p->wanted);
+    announce(p, &encoder);
+    bool ok = prepare_text(p, e) && prepare_clips(p, &encoder, e);
+    encoder_close(&encoder);
+    if (!ok) return false;
+    conclude(p);
+    return p->wanted->n_samples ||
+           error_set(e, EXIT_DATA, "%.300s: no clip of it can be used. The first: %.600s",
+                     p->config->data.path, p->wanted->bad.items[0]);
+}
+
+bool prepare_run(const Config *c, Error *e) {
+    /* Not on the stack: a request to stop may be answered while this returns. */
+    static Prepare p = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    p.config = c;
+    p.folder = wanted_cache_folder(c);
+    prepare_on_stop(&p);
+    p.wanted = wanted_open(c, p.folder, e);
+    bool ok = p.wanted && open_cache(&p, e) && run_stages(&p, e);
+    Error late;
+    ok = close_cache(&p, ok ? e : &late) && ok;
+    wanted_close(p.wanted);
+    free(p.folder);
+    return ok;
+}

@@ -1,0 +1,76 @@
+/* `cogsmith init DIR`: a run's folder with the commented config of one recipe. */
+#define _POSIX_C_SOURCE 200809L
+#include "data/nearest.h"
+#include "data/whole.h"
+#include "trainer/cli.h"
+#include "trainer/recipes.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* "1.5-5b-full, ..., tiny"; the caller frees it. */
+static char *list_recipes(void) {
+    char *text = xstrdup("");
+    for (const Recipe *r = RECIPES; r->name; r++) {
+        char *longer = xprintf("%s%s%s", text, *text ? ", " : "", r->name);
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
+static const Recipe *find_recipe(const Config *c) {
+    const char *name = c->init.preset;
+    if (!name) {
+        char *list = list_recipes();
+        config_die(c, "init.preset", "not set; give one as init.preset=2b-lora; there are: %s",
+                   list);
+    }
+    Nearest near = nearest_to(name);
+    for (const Recipe *r = RECIPES; r->name; r++) {
+        if (!strcmp(r->name, name)) return r;
+        nearest_offer(&near, r->name);
+    }
+    char *list = list_recipes();
+    if (near.best)
+        config_die(c, "init.preset", "no recipe '%.80s'; did you mean '%s'? There are: %s", name,
+                   near.best, list);
+    config_die(c, "init.preset", "no recipe '%.80s'; there are: %s", name, list);
+}
+
+/* The folder and those above it. */
+static bool make_folders(const char *path, Error *e) {
+    char *copy = xprintf("%s/", path);
+    bool ok = true;
+    for (char *slash = strchr(copy + 1, '/'); ok && slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        ok = !mkdir(copy, 0777) || errno == EEXIST ||
+             error_set(e, EXIT_WORLD, "%.300s: cannot make the folder: %s.", copy, strerror(errno));
+        *slash = '/';
+    }
+    free(copy);
+    return ok;
+}
+
+int verb_init(const Call *call) {
+    if (call->n_files != 1)
+        die("command line: '%.80s': init makes one run; give one DIR", call->files[1]);
+    const Recipe *recipe = find_recipe(call->config);
+    char *folder = xstrdup(call->files[0]);
+    for (size_t n = strlen(folder); n > 1 && folder[n - 1] == '/'; n--) folder[n - 1] = 0;
+    char *path = xprintf("%s/config.yaml", folder);
+    struct stat info;
+    if (!lstat(path, &info))
+        die("%.300s: is there already, and is not written over; choose another DIR, or move it "
+            "away",
+            path);
+    Error e;
+    if (!make_folders(folder, &e) || !whole_text(path, recipe->text, &e)) die_error(&e);
+    printf("%s\n", path);
+    free(path);
+    free(folder);
+    return 0;
+}
