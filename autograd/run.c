@@ -91,6 +91,34 @@ static void gather(Run *r, int b) {
                   r->memory, r->stream);
 }
 
+static bool finite(const Run *r, const Tensor *t) {
+    if (!t || (t->dtype != DT_F32 && t->dtype != DT_BF16 && t->dtype != DT_F16)) return true;
+    if (!(t->base ? t->base : t)->data) return true; /* not alive: the step had no use for it */
+    int64_t n = tensor_count(t);
+    void *typed = xcalloc(1, tensor_bytes(t));
+    float *values = xcalloc((size_t)n, sizeof *values);
+    r->memory->k->download(r->stream, typed, tensor_data(t), tensor_bytes(t));
+    r->memory->k->stream_sync(r->stream);
+    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, n, typed, values);
+    bool ok = true;
+    for (int64_t i = 0; ok && i < n; i++) ok = values[i] - values[i] == 0;
+    free(typed);
+    free(values);
+    return ok;
+}
+
+/* What the step has written: outputs, or gradients of inputs. */
+static void watch(Run *r, const Step *s) {
+    bool forward = s->phase == FORWARD || s->phase == RECOMPUTE;
+    if (r->bad || (!forward && s->phase != BACKWARD)) return;
+    for (int i = 0; forward && i < MAX_OUT; i++)
+        if (!r->bad && !finite(r, s->node->out[i])) r->bad = s->node->out[i];
+    for (int i = 0; !forward && i < MAX_IN; i++)
+        if (!r->bad && s->node->in[i] && s->node->in[i]->role != ROLE_PARAM &&
+            !finite(r, s->node->in[i]->grad))
+            r->bad = s->node->in[i]->grad;
+}
+
 void run_plan(Run *r, const RunArgs *args) {
     Plan *p = r->plan;
     const Backend *k = r->memory->k;
@@ -98,6 +126,7 @@ void run_plan(Run *r, const RunArgs *args) {
     if (p->loss) run_input(r, p->loss->grad, &args->loss_grad);
     Ctx c = {.k = k, .stream = r->stream, .seed = args->seed, .step = args->step};
     int begun = 0, ended = 0;
+    r->bad = NULL;
     for (int i = 0; i < p->n_steps; i++) {
         const Step *s = &p->steps[i];
         double start = r->seconds ? now_seconds() : 0;
@@ -119,6 +148,7 @@ void run_plan(Run *r, const RunArgs *args) {
                           args->micro, r->memory, r->stream);
             break;
         }
+        if (r->watch) watch(r, s);
         end_lives(r, i, &ended);
         if (!r->seconds) continue;
         k->stream_sync(r->stream);

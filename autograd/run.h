@@ -13,6 +13,10 @@ typedef struct Run {
     int64_t high_water_bytes; /* highest byte of the arena that was alive so far */
     double *seconds;          /* [plan->n_steps] of each step of the last run, where not NULL; the
                                  caller's memory. The stream is then synced after each step */
+    /* To find where numbers go wrong: after each step its tensors are read, and the first one with
+     * a value that is not finite is `bad`. Slow. */
+    bool watch;
+    const Tensor *bad; /* of the last run; NULL: none */
 } Run;
 
 /* Allocates constants, and the arena when `arena` is NULL (else it must hold arena + workspace). */

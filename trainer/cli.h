@@ -20,6 +20,7 @@ int verb_prepare(const Call *call);
 int verb_sample(const Call *call);
 int verb_probe(const Call *call);
 int verb_plan(const Call *call);
+int verb_train(const Call *call);
 int verb_inspect(const Call *call);
 int verb_bench(const Call *call);
 int verb_export(const Call *call);

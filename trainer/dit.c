@@ -206,7 +206,7 @@ static void make_inputs(Build *b, const Pack *pack, bool with_loss) {
     in->text = graph_input(g, "text", SHAPE(b->t->text.cu[n], c->text_dim), g->dtype);
     in->time = graph_input(g, "timesteps", SHAPE(n, c->width), g->dtype);
     if (c->ofs_dim) in->ofs = graph_input(g, "ofs", SHAPE(n, c->ofs_dim), g->dtype);
-    for (int i = 0; i < b->d->n_linears && !in->ordinals; i++)
+    for (int i = 0; with_loss && i < b->d->n_linears && !in->ordinals; i++)
         if (b->d->linears[i]->rank && b->d->linears[i]->dropout > 0)
             in->ordinals = graph_input(g, "ordinals", SHAPE(n), DT_U32);
     if (with_loss) in->target = graph_input(g, "target", SHAPE(elements), DT_REAL);

@@ -54,7 +54,7 @@ typedef struct {
     Tensor *text;              /* [T, text_dim] */
     Tensor *time;              /* [B,D] sinusoids of the timesteps */
     Tensor *ofs;               /* [B,ofs_dim] sinusoids; NULL: none */
-    Tensor *ordinals;          /* [B] u32; NULL unless there is dropout */
+    Tensor *ordinals;          /* [B] u32; NULL unless there is dropout, with the loss alone */
     Tensor *target;            /* f32, like latents: the velocity; NULL: forward only */
     Tensor *prediction;        /* like latents; an output */
     Tensor *loss, *per_sample; /* [1], [B] f32; outputs; NULL: forward only */

@@ -28,7 +28,7 @@ static Tensor *add_adapter(Graph *g, const Linear *l, Tensor *x, Tensor *y, int 
     if (!l->rank) return y;
     Tensor *a = graph_param(g, l->lora_a, 1, SHAPE(l->rank, linear_in(l)));
     Tensor *b = graph_param(g, l->lora_b, 1, SHAPE(linear_out(l), l->rank));
-    if (l->dropout > 0)
+    if (l->dropout > 0 && ordinals)
         x = op_dropout(g, x, ordinals, rows, l->dropout, PURPOSE_DROPOUT + l->ordinal);
     return op_linear_add(g, op_linear(g, x, a, NULL), b, y, l->scale, slice);
 }

@@ -26,6 +26,8 @@ static const Verb VERBS[] = {
      "model data vae memory device", OPTION_VERIFY, NULL, verb_prepare},
     {"plan", "peak memory, traffic and step time of a run, before it runs",
      "plan model method lora data train memory ranks device", OPTION_JSON, NULL, verb_plan},
+    {"train", "trains, checkpoints, and goes on by itself where it stopped",
+     "model method lora data train sample vae memory ranks device", 0, NULL, verb_train},
     {"sample", "videos from text, an image or a video, with or without an adapter",
      "sample model vae memory device", 0, NULL, verb_sample},
     {"export", "an adapter or a full model in another runtime's format", "export model", 0, NULL,

@@ -254,3 +254,8 @@ bool sample_prepare_holdout(Samples *s, const Schedule *schedule, int i, int64_t
            draw_image(s, sample, draw, 0, out->image, e) &&
            read_value(s, sample->embedding, out->text, NULL, e);
 }
+
+bool samples_image(Samples *s, int sample, float *image, Error *e) {
+    Draw draw = {.seed = s->seed, .step = HOLDOUT_STEP};
+    return draw_image(s, &s->wanted->samples[sample], draw, 0, image, e);
+}

@@ -74,3 +74,5 @@ bool sample_prepare(Samples *s, const Config *c, const Schedule *schedule, Turn 
  * are the same at every step: a loss that can be compared over a run. */
 bool sample_prepare_holdout(Samples *s, const Schedule *schedule, int i, int64_t timestep,
                             Prepared *out, Error *e);
+/* The image condition of a sample [F,C,H,W], for previews: the same each time. */
+bool samples_image(Samples *s, int sample, float *image, Error *e);

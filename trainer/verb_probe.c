@@ -8,6 +8,7 @@
 #include "trainer/probe_vae.h"
 #include "trainer/profile.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,8 +97,8 @@ static void read_timesteps(Inputs *in, const Safetensors *file) {
                 TRAIN_TIMESTEPS - 1, (long long)in->timesteps[i]);
 }
 
-/* A name that is almost an input's is a mistake. Others may be what the file holds to compare with;
- * that they are not read is said. */
+/* A name that is almost an input's is a mistake ("timestep", but not "moments" for "latents").
+ * Others may be what the file holds to compare with; that they are not read is said. */
 static void check_names(const char *path) {
     static const char *const NAMES[] = {"latents",       "noise", "noisy", "text",     "timesteps",
                                         "image_latents", "video", "z",     "input_ids"};
@@ -107,9 +108,10 @@ static void check_names(const char *path) {
     for (size_t i = 0; i < file.n_tensors; i++) {
         const char *name = file.tensors[i].name;
         const char *near = nearest_name(name, NAMES, COUNT(NAMES));
-        if (near && strcmp(near, name))
+        int edits = near ? edit_distance(near, name) : INT_MAX;
+        if (edits && edits <= 2 && 3 * (size_t)edits <= strlen(name))
             die("%s: %s: no such input of probe; did you mean '%s'?", path, name, near);
-        if (!near) fprintf(stderr, "cogsmith: %s: %s: no input of probe, not read\n", path, name);
+        if (edits) fprintf(stderr, "cogsmith: %s: %s: no input of probe, not read\n", path, name);
     }
     safetensors_close(&file);
 }

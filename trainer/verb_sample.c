@@ -12,6 +12,7 @@
 #include "trainer/prompts.h"
 #include "trainer/sample_input.h"
 #include "trainer/sample_paths.h"
+#include "trainer/sample_schedule.h"
 #include "trainer/sampler.h"
 #include "trainer/stop.h"
 #include "trainer/tiling.h"
@@ -89,29 +90,9 @@ static void fix_size(Sampling *s) {
                 (long long)s->size.frames, (long long)s->size.frames_out);
 }
 
-/* sample.scheduler, or what the model says; a model without a file has the published one. */
-static SchedulerConfig read_scheduler(Sampling *s) {
-    const Config *c = s->config;
-    SchedulerConfig config = SCHEDULER_PUBLISHED;
-    ScheduleConfig schedule = schedule_published(s->dit.rotary);
-    char *path = xprintf("%s/scheduler/scheduler_config.json", c->model.path);
-    Error e;
-    if (!access(path, F_OK) &&
-        (!scheduler_read(&config, path, &e) || !schedule_read(&schedule, path, &e)))
-        die_error(&e);
-    if (c->sample.scheduler == SCHEDULER_DDIM) config.kind = SCHEDULER_KIND_DDIM;
-    if (c->sample.scheduler == SCHEDULER_DPM) config.kind = SCHEDULER_KIND_DPM;
-    if (config.kind == SCHEDULER_KIND_OTHER)
-        config_die(c, "sample.scheduler",
-                   "%s names none of CogVideoX's schedulers: expected ddim or dpm", path);
-    schedule_make(&s->schedule, &schedule);
-    free(path);
-    return config;
-}
-
 static void fix_steps(Sampling *s) {
     const Config *c = s->config;
-    SchedulerConfig config = read_scheduler(s);
+    SchedulerConfig config = sample_schedule(c, s->dit.rotary, &s->schedule);
     Scheduler *plan = &s->scheduler;
     Error e;
     if (!scheduler_open(plan, &config, &s->schedule, c->sample.steps, &e))

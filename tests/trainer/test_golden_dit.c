@@ -292,6 +292,24 @@ static void replays(void **state) {
     check_variant("2b", REPLAY_ADAPTER, "_decay", "train.weight_decay=0.5");
 }
 
+/* The transformer's own folder: its schedule lies beside it, or is the published one of its kind.
+ */
+static void bare_folder(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT(VARIANTS); i++) {
+        char *transformer = xprintf("%s/%s/transformer", root, VARIANTS[i]);
+        char *copy = xprintf("%s/bare/%s", folder, VARIANTS[i]);
+        char *parent = xprintf("%s/bare", folder);
+        mkdir(parent, 0755);
+        copy_files(transformer, copy);
+        check(VARIANTS[i], PREDICTION, transformer, "", NULL);
+        check(VARIANTS[i], PREDICTION, copy, "", NULL);
+        free(transformer);
+        free(parent);
+        free(copy);
+    }
+}
+
 static void sharded_folder(void **state) {
     (void)state;
     char *model = xprintf("%s/sharded", folder);
@@ -399,6 +417,7 @@ int main(void) {
         cmocka_unit_test(predictions),       cmocka_unit_test(full_gradients),
         cmocka_unit_test(adapter_gradients), cmocka_unit_test(replays),
         cmocka_unit_test(sharded_folder),    cmocka_unit_test(bf16_weights),
+        cmocka_unit_test(bare_folder),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }

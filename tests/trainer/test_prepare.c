@@ -226,10 +226,12 @@ static void exactly_what_changed_is_made(void **state) {
     expect_work(PREPARE(), 1, 0, 0);
     change(data, "a.txt", NULL);
     expect_work(PREPARE(), 0, 0, 1);
+    expect_work(PREPARE_WITH("data.windows=2"), 6, 0, 0);
+    expect_work(PREPARE_WITH("data.windows=2", "data.fps=6"), 6, 0, 0); /* also those from 0 on */
     expect_work(PREPARE_WITH("data.fps=6"), 3, 0, 0);
     expect_work(PREPARE_WITH("data.fps=6", "data.frames=9"), 3, 0, 0);
     expect_work(PREPARE_WITH("data.height=48"), 3, 0, 0);
-    expect_work(PREPARE_WITH("data.windows=3"), 6, 0, 0); /* the middle one is there */
+    expect_work(PREPARE_WITH("data.windows=3"), 0, 0, 0); /* the same as 1 and as 2 took */
     expect_work(PREPARE_WITH("data.trigger=blue"), 0, 0, 3);
     expect_work(PREPARE_WITH("vae.tiling=on", TILES, "vae.overlap_width=0.5"), 3, 0, 0);
     expect_work(PREPARE_WITH("vae.tiling=on", TILES, "vae.overlap_width=0"), 3, 0, 0);

@@ -1,0 +1,164 @@
+/* Owns previews: videos sampled with the weights as they are in the middle of a run. */
+#define _XOPEN_SOURCE 700
+#include "data/video_write.h"
+#include "trainer/latents.h"
+#include "trainer/prompts.h"
+#include "trainer/sample_input.h"
+#include "trainer/sample_schedule.h"
+#include "trainer/sampler.h"
+#include "trainer/train.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { OWN_PROMPTS = 2 }; /* captions that are taken where the config has no prompt */
+
+struct Previews {
+    ClipSize size;
+    Schedule schedule;
+    Scheduler scheduler;
+    StringList prompts;
+    float *text;  /* [n+1,L,E]: prompts, then the negative one */
+    float *image; /* [F,C,H,W]; NULL: a text-to-video model */
+};
+
+/* sample.prompt or sample.prompts; else captions of held-out clips, or of the first ones. */
+static StringList choose_prompts(const Config *c, const Samples *s) {
+    if (c->sample.prompt || c->sample.prompts) return prompts_read(c);
+    const int *from = s->n_holdout ? s->holdout : s->train;
+    StringList list = {xcalloc(OWN_PROMPTS, sizeof *list.items), 0};
+    for (int i = 0; i < (s->n_holdout ? s->n_holdout : s->n_train); i++) {
+        const WantedSample *sample = &s->wanted->samples[from[i]];
+        const char *caption = s->wanted->dataset.items[sample->item].caption;
+        bool known = false;
+        for (int k = 0; k < list.count; k++) known = known || !strcmp(list.items[k], caption);
+        if (!known) list.items[list.count++] = xstrdup(caption);
+        if (list.count == OWN_PROMPTS) break;
+    }
+    return list;
+}
+
+static void fix_size(Previews *p, const Config *c, const Samples *s) {
+    const VideoWant *want = &s->wanted->want;
+    const SampleConfig *k = &c->sample;
+    const char *key;
+    Error e;
+    if (!clip_size(&p->size, &s->wanted->model, k->frames ? k->frames : want->frames,
+                   k->height ? k->height : want->height, k->width ? k->width : want->width, &key,
+                   &e)) {
+        char *path = xprintf("sample.%s", key);
+        config_die(c, path, "%s", e.text);
+    }
+}
+
+static void read_image(Previews *p, const Config *c, Samples *s) {
+    int64_t n = clip_elements(&p->size, &s->wanted->model);
+    SampleNoise noise = {.seed = (uint64_t)c->sample.seed};
+    Error e;
+    if (!s->wanted->images) return;
+    if (c->sample.image || n != samples_latent_count(s)) {
+        if (!c->sample.image)
+            config_die(c, "sample.image", "missing: previews of another size need a picture");
+        p->image = sample_image(c, &s->wanted->model, &p->size, &noise);
+        return;
+    }
+    p->image = xcalloc((size_t)n, sizeof *p->image);
+    if (!samples_image(s, s->n_holdout ? s->holdout[0] : s->train[0], p->image, &e)) die_error(&e);
+}
+
+Previews *previews_open(const Config *c, Samples *s) {
+    if (!c->train.sample_every) return NULL;
+    Previews *p = xcalloc(1, sizeof *p);
+    const DitConfig *model = &s->wanted->model;
+    SchedulerConfig config = sample_schedule(c, model->rotary, &p->schedule);
+    Error e;
+    if (!video_write_ready(&e)) die_error(&e);
+    if (!scheduler_open(&p->scheduler, &config, &p->schedule, c->sample.steps, &e))
+        config_die(c, "sample.steps", "%s", e.text);
+    fix_size(p, c, s);
+    read_image(p, c, s);
+    p->prompts = choose_prompts(c, s);
+    int n = p->prompts.count;
+    char **texts = xcalloc((size_t)n + 1, sizeof *texts);
+    memcpy(texts, p->prompts.items, (size_t)n * sizeof *texts);
+    texts[n] = c->sample.negative_prompt;
+    p->text = prompts_encode(c, model, texts, n + 1);
+    free(texts);
+    return p;
+}
+
+void previews_close(Previews *p) {
+    if (!p) return;
+    scheduler_close(&p->scheduler);
+    prompts_free(&p->prompts);
+    free(p->text);
+    free(p->image);
+    free(p);
+}
+
+/* run/samples/step-000100-0.mp4 and .png */
+static bool write_clip(const Train *t, const Vae *v, int prompt, const float *latents, Error *e) {
+    const ClipSize *z = &t->previews->size;
+    int64_t pixels = z->frames_out * z->height * z->width;
+    float *frames = xcalloc((size_t)(pixels * VAE_COLORS), sizeof *frames);
+    uint8_t *rgb = xcalloc((size_t)pixels, VAE_COLORS);
+    Clip8 clip = {rgb, z->frames_out, z->height, z->width};
+    latents_decode(t->config, (Vae *)v, z, latents, frames);
+    frames_to_bytes(z, frames, rgb);
+    char *stem = xprintf("%s/samples/step-%06lld-%d", t->run.path, (long long)t->at.step, prompt);
+    char *mp4 = xprintf("%s.mp4", stem), *png = xprintf("%s.png", stem);
+    bool ok = video_write(mp4, &clip, z->fps, e) && sheet_write(png, &clip, e);
+    if (ok) progress_say(t->progress, "preview %s: %s", mp4, t->previews->prompts.items[prompt]);
+    free(frames);
+    free(rgb);
+    free(stem);
+    free(mp4);
+    free(png);
+    return ok;
+}
+
+static bool make_folder(const Train *t, Error *e) {
+    char *path = xprintf("%s/samples", t->run.path);
+    bool ok = !mkdir(path, 0777) || errno == EEXIST ||
+              error_set(e, EXIT_WORLD, "%.300s: %s", path, strerror(errno));
+    free(path);
+    return ok;
+}
+
+static bool sample_prompt(Train *t, Sampler *sampler, int prompt, float *latents, Error *e) {
+    const Previews *p = t->previews;
+    const SampleConfig *c = &t->config->sample;
+    const DitConfig *model = &t->model->dit->config;
+    int64_t text = model->text_length * model->text_dim;
+    SampleNoise noise = {.seed = (uint64_t)c->seed, .ordinal = (uint32_t)prompt};
+    SampleJob job = {.scheduler = &p->scheduler,
+                     .guidance = c->guidance,
+                     .dynamic = c->dynamic_guidance,
+                     .text = p->text + prompt * text,
+                     .negative = c->guidance > 1 ? p->text + p->prompts.count * text : NULL,
+                     .image = p->image,
+                     .noise = &noise};
+    sample_noise_start(&noise, clip_elements(&p->size, model), latents);
+    return sampler_run(sampler, &job, latents, e);
+}
+
+bool previews_make(Train *t, Error *e) {
+    const Previews *p = t->previews;
+    const DitConfig *model = &t->model->dit->config;
+    int64_t n = clip_elements(&p->size, model);
+    bool first = t->model->comm->rank == 0, ok = !first || make_folder(t, e);
+    float *latents = xcalloc((size_t)(n * p->prompts.count), sizeof *latents);
+    Sampler *sampler = sampler_open(t->model, t->config, &p->size, t->config->sample.guidance > 1);
+    for (int i = 0; ok && i < p->prompts.count; i++)
+        ok = sample_prompt(t, sampler, i, latents + i * n, e);
+    sampler_close(sampler);
+    Vae *v = ok && first ? latents_vae(t->config, model) : NULL;
+    for (int i = 0; ok && first && i < p->prompts.count; i++)
+        ok = write_clip(t, v, i, latents + i * n, e);
+    vae_close(v);
+    free(latents);
+    return ok;
+}

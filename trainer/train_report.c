@@ -1,0 +1,126 @@
+/* Owns what a run says: its summary, its live line, its records. */
+#include "trainer/profile.h"
+#include "trainer/train.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double AVERAGE_KEEP = 0.95; /* of the loss on the live line, per step */
+
+/* ---- the summary ------------------------------------------------------------------------------
+ */
+
+static char *what_is_trained(const Train *t) {
+    const Model *m = t->model;
+    int maps = 0;
+    int64_t rank = 0;
+    for (int i = 0; i < m->dit->n_linears; i++) {
+        maps += m->dit->linears[i]->rank > 0;
+        rank = MAX(rank, m->dit->linears[i]->rank);
+    }
+    long long parameters = (long long)params_total(m->params, true);
+    const char *variant = dit_variant(&m->dit->config);
+    return m->training == TRAIN_FULL
+               ? xprintf("all weights of %s, %lld parameters", variant, parameters)
+               : xprintf("a LoRA of rank %lld on %d layers of %s, %lld parameters", (long long)rank,
+                         maps, variant, parameters);
+}
+
+static double predicted_seconds(const Train *t) {
+    Profile p = profile_measure();
+    return (double)t->config->train.accumulate * profile_seconds(&p, t->learner->shaped[0].plan) +
+           optim_cost(t->model->params).bytes / p.memory_rate;
+}
+
+/* "45 s", "12 min", "3.4 h" */
+static char *duration(double seconds) {
+    return seconds < 90     ? xprintf("%.0f s", seconds)
+           : seconds < 5400 ? xprintf("%.0f min", seconds / 60)
+                            : xprintf("%.1f h", seconds / 3600);
+}
+
+static int64_t planned_bytes(const Train *t) {
+    int64_t bytes = learner_bytes(t->learner).total;
+    if (t->holdout.learner)
+        bytes +=
+            learner_bytes(t->holdout.learner).total - learner_bytes(t->holdout.learner).resident;
+    return bytes;
+}
+
+void report_start(const Train *t, bool resumed) {
+    static const char *const RECOMPUTE[] = {"", "recomputes nothing", "recomputes selectively",
+                                            "recomputes blocks"};
+    const Config *c = t->config;
+    const Samples *s = t->samples;
+    const Wanted *w = s->wanted;
+    int64_t left = c->train.steps - t->at.step;
+    double step = predicted_seconds(t);
+    char *what = what_is_trained(t), *time = duration(step * (double)left);
+    fprintf(stderr, "training  %s\n", what);
+    fprintf(stderr, "samples   %d of %lld frames of %lld x %lld; %d held out (%s)\n", s->n_train,
+            (long long)w->want.frames, (long long)w->want.height, (long long)w->want.width,
+            s->n_holdout, w->dataset.layout);
+    fprintf(stderr,
+            "steps     %lld of %lld samples (batch %lld, accumulate %lld, %d ranks): %.3g "
+            "epochs\n",
+            (long long)c->train.steps, (long long)t->at.global_batch, (long long)c->train.batch,
+            (long long)c->train.accumulate, t->model->comm->size,
+            (double)c->train.steps * (double)t->at.global_batch / s->n_train);
+    fprintf(stderr, "memory    %.3f GiB on the device at the peak (%s), %.3f GiB for checkpoints\n",
+            (double)planned_bytes(t) / (1 << 30), RECOMPUTE[t->learner->recompute],
+            (double)saver_bytes(t->saver) / (1 << 30));
+    fprintf(stderr, "time      about %s: %.3g s a step, predicted\n", time, step);
+    fprintf(stderr, "out       %s%s\n", t->run.path,
+            resumed ? xprintf(", going on after step %lld", (long long)t->at.step) : "");
+    free(what);
+    free(time);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------
+ */
+
+static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
+
+static char *metric_line(const Train *t, const StepRecord *r) {
+    json_t *j = json_object();
+    json_object_set_new(j, "step", json_integer(r->step));
+    json_object_set_new(j, "loss", number(r->loss));
+    json_object_set_new(j, "grad_norm", number(r->grad_norm));
+    json_object_set_new(j, "learning_rate", number(r->learning_rate));
+    json_object_set_new(j, "samples", json_integer(t->at.samples));
+    if (!isnan(r->holdout_loss)) json_object_set_new(j, "holdout_loss", number(r->holdout_loss));
+    json_object_set_new(j, "step_ms", number(r->step_ms));
+    json_object_set_new(j, "wait_ms", number(r->wait_ms));
+    json_object_set_new(j, "compute_ms", number(r->compute_ms));
+    json_object_set_new(j, "update_ms", number(r->update_ms));
+    json_object_set_new(j, "copy_ms", number(r->copy_ms));
+    json_object_set_new(j, "peak_bytes", json_integer((json_int_t)t->model->memory.peak_bytes));
+    char *text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    CHECK(text, "metrics: JSON");
+    char *line = xprintf("%s\n", text);
+    free(text);
+    json_decref(j);
+    return line;
+}
+
+bool report_step(Train *t, const StepRecord *r, Error *e) {
+    t->loss_average = t->loss_average > 0
+                          ? AVERAGE_KEEP * t->loss_average + (1 - AVERAGE_KEEP) * r->loss
+                          : r->loss;
+    if (t->model->comm->rank) return true;
+    if (!isnan(r->holdout_loss)) t->holdout_loss = r->holdout_loss;
+    char *held = t->holdout_loss > 0 ? xprintf(", held out %.4f", t->holdout_loss) : xstrdup("");
+    char *note = xprintf("loss %.4f%s, grad %.3g, lr %.3g, %.3g s/step, %.2f GiB", t->loss_average,
+                         held, r->grad_norm, r->learning_rate, 1e-3 * r->step_ms,
+                         (double)t->model->memory.peak_bytes / (1 << 30));
+    char *line = metric_line(t, r);
+    progress_set(t->progress, (double)r->step, note);
+    bool ok = run_folder_metric(&t->run, line, e);
+    free(held);
+    free(note);
+    free(line);
+    return ok;
+}
