@@ -1,4 +1,4 @@
-/* Owns what all groups of ranks share, the group of one, and the group that only writes down. */
+/* Owns what all groups of ranks share, the group of one, and the group that only counts. */
 #include "kernels/comm.h"
 
 #include <stdlib.h>
@@ -40,7 +40,7 @@ static void self_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const
     move(to, from, type, count);
 }
 
-static void self_close(Comm *c) { free(c); }
+static void alone_close(Comm *c) { free(c); }
 
 Comm *comm_self(void) {
     Comm *c = xcalloc(1, sizeof *c);
@@ -49,24 +49,15 @@ Comm *comm_self(void) {
                 .all_gather = self_all_gather,
                 .reduce_scatter = self_reduce_scatter,
                 .all_to_all = self_all_to_all,
-                .close = self_close};
+                .close = alone_close};
     return c;
 }
 
 /* ---- recording --------------------------------------------------------------------------------
  */
 
-typedef struct {
-    CommRecord *record;
-    int n;
-} Records;
-
 static void record(Comm *c, CommKind kind, DType type, int64_t count) {
-    Records *r = c->own;
-    int64_t bytes = (c->size - 1) * count * (int64_t)dtype_size(type);
-    r->record = xrealloc(r->record, (size_t)(r->n + 1) * sizeof *r->record);
-    r->record[r->n++] = (CommRecord){kind, type, count, bytes};
-    c->sent_bytes[kind] += bytes;
+    c->sent_bytes[kind] += (c->size - 1) * count * (int64_t)dtype_size(type);
     c->calls++;
 }
 
@@ -87,13 +78,6 @@ static void record_all_to_all(Comm *c, Stream *s, DType type, int64_t count, con
     record(c, COMM_ALL_TO_ALL, type, count);
 }
 
-static void record_close(Comm *c) {
-    Records *r = c->own;
-    free(r->record);
-    free(r);
-    free(c);
-}
-
 Comm *comm_recording(int rank, int size) {
     Comm *c = xcalloc(1, sizeof *c);
     *c = (Comm){.rank = rank,
@@ -102,13 +86,6 @@ Comm *comm_recording(int rank, int size) {
                 .all_gather = record_all_gather,
                 .reduce_scatter = record_reduce_scatter,
                 .all_to_all = record_all_to_all,
-                .close = record_close,
-                .own = xcalloc(1, sizeof(Records))};
+                .close = alone_close};
     return c;
-}
-
-const CommRecord *comm_records(const Comm *c, int *n) {
-    const Records *r = c->own;
-    *n = r->n;
-    return r->record;
 }

@@ -6,7 +6,7 @@
  *
  *   self       one rank; nothing moves
  *   mpi        Open MPI, for ranks on CPUs                       (comm_mpi.c)
- *   recording  runs nothing and writes down what was asked, for checks at any number of ranks
+ *   recording  moves nothing and counts what it would send, for plans of any number of ranks
  *
  * What goes wrong between ranks ends the job: a rank that does not come to a collective within the
  * deadline is named, with the collective and its place in the order, and every rank exits (1).
@@ -18,14 +18,6 @@
 typedef struct Comm Comm;
 
 typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_TO_ALL, COMM_KINDS } CommKind;
-
-/* One collective as it was asked for. `bytes` are what this rank sends to others. */
-typedef struct {
-    CommKind kind;
-    DType type;
-    int64_t count; /* of one rank's part */
-    int64_t bytes;
-} CommRecord;
 
 struct Comm {
     int rank, size;
@@ -48,8 +40,6 @@ Comm *comm_self(void);
 Comm *comm_world(double timeout_s);
 /* Rank `rank` of `size` ranks that are not there. */
 Comm *comm_recording(int rank, int size);
-/* What a recording group was asked for so far; *n of them. */
-const CommRecord *comm_records(const Comm *c, int *n);
 void comm_close(Comm *c);
 
 /* x[i] = sum over ranks; count is a multiple of size. A reduce_scatter and an all_gather. */

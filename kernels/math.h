@@ -24,11 +24,6 @@ HD static inline float float_from_bits(uint32_t u) {
     return x;
 }
 
-HD static inline real fma_real(real a, real b, real c) {
-    return sizeof(real) == sizeof(float) ? (real)fmaf((float)a, (float)b, (float)c)
-                                         : (real)fma((double)a, (double)b, (double)c);
-}
-
 HD static inline real sqrt_real(real x) {
     return sizeof(real) == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x);
 }

@@ -31,9 +31,11 @@ bool schedule_read(ScheduleConfig *c, const char *path, Error *e) {
                        "CogVideoX",
                        path);
     if (ok && !(c->beta_start > 0 && c->beta_start < c->beta_end && c->beta_end < 1 &&
-                c->snr_shift_scale > 0))
-        ok = error_set(e, EXIT_USER,
-                       "%s: expected 0 < beta_start < beta_end < 1 and snr_shift_scale > 0", path);
+                c->snr_shift_scale >= 1e-3 && c->snr_shift_scale <= 1e3))
+        ok = error_set(
+            e, EXIT_USER,
+            "%s: expected 0 < beta_start < beta_end < 1 and snr_shift_scale from 0.001 to 1000",
+            path);
     json_close(&j);
     return ok;
 }
