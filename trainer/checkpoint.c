@@ -8,6 +8,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +34,6 @@ struct Saver {
     real **masters;     /* [n_buckets] whole, rank 0 */
     real *passing;      /* other ranks: one bucket on its way */
     int64_t bytes;
-    double copy_seconds;
     Position at;
     char *temporary, *path; /* of the one being written */
     bool writing;
@@ -119,12 +119,12 @@ void saver_close(Saver *s) {
     free(s->copies);
     free(s->masters);
     free(s->passing);
+    free(s->temporary);
+    free(s->path);
     free(s->folder);
     free(s->run);
     free(s);
 }
-
-double saver_copy_seconds(const Saver *s) { return s->copy_seconds; }
 
 int64_t saver_bytes(const Saver *s) { return s->bytes; }
 
@@ -280,13 +280,24 @@ static bool drop_old(const Saver *s, Error *e) {
     return ok;
 }
 
+/* A checkpoint is never there without the records of its steps. */
+static bool sync_metrics(const Saver *s, Error *e) {
+    char *path = xprintf("%s/metrics.jsonl", s->run);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool ok = fd >= 0 ? !fsync(fd) : errno == ENOENT;
+    if (!ok) error_set(e, EXIT_WORLD, "%.300s: %s", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    free(path);
+    return ok;
+}
+
 static bool finish(const Saver *s, Error *e) {
     char *config = config_dump(s->config), *path = xprintf("%s/config.yaml", s->temporary);
     char *latest = xprintf("%s/latest", s->run);
     char *target = xprintf("checkpoints/step-%06lld", (long long)s->at.step);
     Position again;
     bool ok =
-        wait_for_ranks(s, e) && whole_text(path, config, e) &&
+        wait_for_ranks(s, e) && sync_metrics(s, e) && whole_text(path, config, e) &&
         manifest_write(s->temporary, &s->at, s->model->comm->size, s->model->params->zero, e) &&
         folder_sync(s->temporary, e) && folder_rename(s->temporary, s->path, e) &&
         checkpoint_verify(s->path, &again, e) && whole_link(latest, target, e) && drop_old(s, e);
@@ -342,9 +353,8 @@ static void meet(const Model *m) {
     free(all);
 }
 
-bool saver_save(Saver *s, const Position *at, Error *e) {
+bool saver_copy(Saver *s, const Position *at, Error *e) {
     if (!saver_wait(s, e)) return false;
-    double start = now_seconds();
     free(s->temporary);
     free(s->path);
     s->at = *at;
@@ -355,12 +365,14 @@ bool saver_save(Saver *s, const Position *at, Error *e) {
         return false;
     meet(s->model);
     copy_state(s);
-    s->copy_seconds = now_seconds() - start;
+    return true;
+}
+
+void saver_write(Saver *s) {
     s->done = false;
     s->writing = true;
     int failed = pthread_create(&s->thread, NULL, write_in_background, s);
     CHECK(!failed, "checkpoint: the thread cannot be started (%d)", failed);
-    return true;
 }
 
 bool saver_failed(Saver *s) {

@@ -53,14 +53,16 @@ typedef struct Saver Saver;
 /* Of a run folder, whose checkpoints/ is made; sweeps up what killed writers left. Every rank opens
  * one. */
 Saver *saver_open(const Config *c, Model *m, const char *run_folder);
-/* Copies the state, and begins to write it; waits first until the one before is written. Every rank
- * must call it. false: writing the one before failed. */
-bool saver_save(Saver *s, const Position *at, Error *e);
+/* Copies the state to host memory; waits first until the one before is written. Every rank must
+ * call it. false: writing the one before failed. */
+bool saver_copy(Saver *s, const Position *at, Error *e);
+/* Begins to write what was copied. Metrics that were recorded before are on the disk before the
+ * checkpoint is there. */
+void saver_write(Saver *s);
 /* Waits until nothing is being written. false: it failed; what was there before is still there. */
 bool saver_wait(Saver *s, Error *e);
 /* Whether the last one begun has failed already, without waiting. */
 bool saver_failed(Saver *s);
 void saver_close(Saver *s);
-/* Seconds that the last copy took, and host bytes that copies are kept in. */
-double saver_copy_seconds(const Saver *s);
+/* Host bytes that copies are kept in. */
 int64_t saver_bytes(const Saver *s);

@@ -206,7 +206,10 @@ int64_t *checkpoint_list(const char *folder, int *n) {
             digits[strspn(digits, "0123456789")] || strlen(digits) > 15)
             continue;
         steps = xrealloc(steps, (size_t)(*n + 1) * sizeof *steps);
-        steps[(*n)++] = atoll(digits);
+        int64_t step = atoll(digits);
+        char *name = checkpoint_path("", step);
+        if (!strcmp(name + 1, entry->d_name)) steps[(*n)++] = step;
+        free(name);
     }
     if (d) closedir(d);
     if (*n) qsort(steps, (size_t)*n, sizeof *steps, newest_first);
