@@ -22,23 +22,29 @@ struct Previews {
     Scheduler scheduler;
     StringList prompts;
     float *text;  /* [n+1,L,E]: prompts, then the negative one */
-    float *image; /* [F,C,H,W]; NULL: a text-to-video model */
+    int *samples; /* [n] whose captions the prompts are; NULL: the config's own prompts */
+    float *image; /* [F,C,H,W], with `samples` one for each prompt; NULL: a text-to-video model */
 };
 
 /* sample.prompt or sample.prompts; else captions of held-out clips, or of the first ones. */
-static StringList choose_prompts(const Config *c, const Samples *s) {
-    if (c->sample.prompt || c->sample.prompts) return prompts_read(c);
+static void choose_prompts(Previews *p, const Config *c, const Samples *s) {
+    StringList *list = &p->prompts;
+    if (c->sample.prompt || c->sample.prompts) {
+        *list = prompts_read(c);
+        return;
+    }
     const int *from = s->n_holdout ? s->holdout : s->train;
-    StringList list = {xcalloc(OWN_PROMPTS, sizeof *list.items), 0};
+    list->items = xcalloc(OWN_PROMPTS, sizeof *list->items);
+    p->samples = xcalloc(OWN_PROMPTS, sizeof *p->samples);
     for (int i = 0; i < (s->n_holdout ? s->n_holdout : s->n_train); i++) {
         const WantedSample *sample = &s->wanted->samples[from[i]];
         const char *caption = s->wanted->dataset.items[sample->item].caption;
         bool known = false;
-        for (int k = 0; k < list.count; k++) known = known || !strcmp(list.items[k], caption);
-        if (!known) list.items[list.count++] = xstrdup(caption);
-        if (list.count == OWN_PROMPTS) break;
+        for (int k = 0; k < list->count; k++) known = known || !strcmp(list->items[k], caption);
+        if (known || list->count == OWN_PROMPTS) continue;
+        p->samples[list->count] = from[i];
+        list->items[list->count++] = xstrdup(caption);
     }
-    return list;
 }
 
 static void fix_size(Previews *p, const Config *c, const Samples *s) {
@@ -54,19 +60,24 @@ static void fix_size(Previews *p, const Config *c, const Samples *s) {
     }
 }
 
-static void read_image(Previews *p, const Config *c, Samples *s) {
+/* sample.image for every prompt, or each caption's own picture. */
+static void read_images(Previews *p, const Config *c, Samples *s) {
     int64_t n = clip_elements(&p->size, &s->wanted->model);
     SampleNoise noise = {.seed = (uint64_t)c->sample.seed};
     Error e;
     if (!s->wanted->images) return;
-    if (c->sample.image || n != samples_latent_count(s)) {
+    if (c->sample.image || !p->samples || n != samples_latent_count(s)) {
         if (!c->sample.image)
-            config_die(c, "sample.image", "missing: previews of another size need a picture");
+            config_die(c, "sample.image",
+                       "missing: previews of prompts or sizes of their own need a picture");
+        free(p->samples);
+        p->samples = NULL;
         p->image = sample_image(c, &s->wanted->model, &p->size, &noise);
         return;
     }
-    p->image = xcalloc((size_t)n, sizeof *p->image);
-    if (!samples_image(s, s->n_holdout ? s->holdout[0] : s->train[0], p->image, &e)) die_error(&e);
+    p->image = xcalloc((size_t)(n * p->prompts.count), sizeof *p->image);
+    for (int i = 0; i < p->prompts.count; i++)
+        if (!samples_image(s, p->samples[i], p->image + i * n, &e)) die_error(&e);
 }
 
 Previews *previews_open(const Config *c, Samples *s) {
@@ -79,8 +90,8 @@ Previews *previews_open(const Config *c, Samples *s) {
     if (!scheduler_open(&p->scheduler, &config, &p->schedule, c->sample.steps, &e))
         config_die(c, "sample.steps", "%s", e.text);
     fix_size(p, c, s);
-    read_image(p, c, s);
-    p->prompts = choose_prompts(c, s);
+    choose_prompts(p, c, s);
+    read_images(p, c, s);
     int n = p->prompts.count;
     char **texts = xcalloc((size_t)n + 1, sizeof *texts);
     memcpy(texts, p->prompts.items, (size_t)n * sizeof *texts);
@@ -94,6 +105,7 @@ void previews_close(Previews *p) {
     if (!p) return;
     scheduler_close(&p->scheduler);
     prompts_free(&p->prompts);
+    free(p->samples);
     free(p->text);
     free(p->image);
     free(p);
@@ -133,13 +145,14 @@ static bool sample_prompt(Train *t, Sampler *sampler, int prompt, float *latents
     const SampleConfig *c = &t->config->sample;
     const DitConfig *model = &t->model->dit->config;
     int64_t text = model->text_length * model->text_dim;
+    int64_t image = p->samples ? prompt * clip_elements(&p->size, model) : 0;
     SampleNoise noise = {.seed = (uint64_t)c->seed, .ordinal = (uint32_t)prompt};
     SampleJob job = {.scheduler = &p->scheduler,
                      .guidance = c->guidance,
                      .dynamic = c->dynamic_guidance,
                      .text = p->text + prompt * text,
                      .negative = c->guidance > 1 ? p->text + p->prompts.count * text : NULL,
-                     .image = p->image,
+                     .image = p->image ? p->image + image : NULL,
                      .noise = &noise};
     sample_noise_start(&noise, clip_elements(&p->size, model), latents);
     return sampler_run(sampler, &job, latents, e);
