@@ -28,4 +28,6 @@ void memory_release(Memory *m, void *p, size_t bytes) {
     m->bytes -= bytes;
 }
 
+Memory *memory_host(Memory *m) { return m->host ? m->host : m; }
+
 void memory_seal(Memory *m, bool sealed) { m->sealed = sealed; }

@@ -9,7 +9,12 @@ typedef struct Memory {
     size_t bytes; /* alive now */
     size_t peak_bytes;
     int allocations; /* calls of memory_alloc so far */
+    /* The account of host memory, with copies between it and the device counted; NULL: this one. */
+    struct Memory *host;
+    int64_t copied_bytes; /* of a host account: to and from the device */
 } Memory;
+
+Memory *memory_host(Memory *m);
 
 /* Zeroed device memory, aligned to 256 bytes. Ends the program (exit 1) when the device has none
  * left. A CHECK failure once sealed. */

@@ -16,6 +16,8 @@ typedef enum {
     BACKWARD,  /* a node's backward */
     GATHER,    /* brings a parameter bucket from its home and form to where steps compute */
     REDUCE,    /* takes a bucket's gradient of this micro-step to its home */
+    STASH,     /* parks a value in host memory: its life on the device ends */
+    FETCH,     /* brings it back, to another life */
 } Phase;
 
 /* Runs of rows (or elements) that belong to one sample each. `cu` is [n + 1], from 0. */
@@ -96,9 +98,9 @@ typedef struct {
 } Ctx;
 
 /* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least,
- * sent those that go to other ranks. */
+ * sent those that go to other ranks, copied those that go to host memory or come from there. */
 typedef struct {
-    double flops, bytes, sent;
+    double flops, bytes, sent, copied;
 } Cost;
 
 static inline Cost cost_of(double flops, double bytes) {

@@ -18,6 +18,17 @@ static void set_ranges(const ParamSet *p, Bucket *b) {
     b->moments = !b->trained ? none : p->zero >= 1 ? b->shard : all;
 }
 
+/* Whose account the bucket's memory is on. */
+static Memory *account(const Bucket *b, Memory *m) { return b->host ? memory_host(m) : m; }
+
+/* The largest part of a gradient that goes to the host at a time. */
+static size_t passing_bytes(const ParamSet *p) {
+    int64_t most = 0;
+    for (int i = 0; i < p->n_buckets; i++)
+        if (p->bucket[i].host) most = MAX(most, p->bucket[i].grads.count);
+    return (size_t)most * sizeof(real);
+}
+
 static size_t resident_bytes(const Bucket *b) {
     return (size_t)b->rests.count * dtype_size(b->form);
 }
@@ -26,13 +37,15 @@ void params_close(ParamSet *p, Memory *m) {
     if (!p) return;
     for (int i = 0; i < p->n_buckets; i++) {
         Bucket *b = &p->bucket[i];
-        memory_release(m, b->resident, resident_bytes(b));
-        memory_release(m, b->grad, (size_t)b->grads.count * sizeof(real));
-        memory_release(m, b->m, (size_t)b->moments.count * sizeof(real));
-        memory_release(m, b->v, (size_t)b->moments.count * sizeof(real));
+        Memory *on = account(b, m);
+        memory_release(on, b->resident, resident_bytes(b));
+        memory_release(on, b->grad, (size_t)b->grads.count * sizeof(real));
+        memory_release(on, b->m, (size_t)b->moments.count * sizeof(real));
+        memory_release(on, b->v, (size_t)b->moments.count * sizeof(real));
         free(b->sources);
         free((char *)b->name);
     }
+    if (p->passing) memory_release(memory_host(m), p->passing, passing_bytes(p));
     for (int i = 0; i < p->n_params; i++) free((char *)p->param[i].name);
     free(p->param);
     free(p->bucket);
@@ -101,8 +114,18 @@ void params_rest(ParamSet *p, Home home, DType form) {
     for (int i = 0; i < p->n_buckets; i++) {
         if (p->bucket[i].trained) continue;
         p->bucket[i].home = home;
+        p->bucket[i].host = home == HOME_HOST;
         p->bucket[i].form = form;
         set_ranges(p, &p->bucket[i]);
+    }
+}
+
+void params_rest_trained_on_host(ParamSet *p) {
+    for (int i = 0; i < p->n_buckets; i++) {
+        Bucket *b = &p->bucket[i];
+        if (!b->trained) continue;
+        b->host = true;
+        if (b->home == HOME_DEVICE) b->home = HOME_HOST;
     }
 }
 
@@ -123,7 +146,8 @@ void params_settle(ParamSet *p, Memory *m, Stream *s) {
             const Source *from = &b->sources[j];
             int64_t lo = MAX(from->offset, first), hi = MIN(from->offset + from->count, end);
             if (lo >= hi) continue;
-            m->k->cast(s, from->form, b->form, hi - lo,
+            (b->host ? &BACKEND_CPU : m->k)
+                ->cast(b->host ? NULL : s, from->form, b->form, hi - lo,
                        (const char *)from->data +
                            (lo - from->offset) * (int64_t)dtype_size(from->form),
                        (char *)b->resident + (lo - first) * (int64_t)dtype_size(b->form));
@@ -136,18 +160,21 @@ void params_allocate(ParamSet *p, Memory *m) {
     for (int i = 0; i < p->n_buckets; i++) {
         Bucket *b = &p->bucket[i];
         if (b->home == HOME_FILE) continue;
-        b->resident = memory_alloc(m, resident_bytes(b), b->name);
+        Memory *on = account(b, m);
+        b->resident = memory_alloc(on, resident_bytes(b), b->name);
         if (!b->trained) continue;
-        b->grad = memory_alloc(m, (size_t)b->grads.count * sizeof(real), b->name);
-        b->m = memory_alloc(m, (size_t)b->moments.count * sizeof(real), b->name);
-        b->v = memory_alloc(m, (size_t)b->moments.count * sizeof(real), b->name);
+        b->grad = memory_alloc(on, (size_t)b->grads.count * sizeof(real), b->name);
+        b->m = memory_alloc(on, (size_t)b->moments.count * sizeof(real), b->name);
+        b->v = memory_alloc(on, (size_t)b->moments.count * sizeof(real), b->name);
     }
+    if (passing_bytes(p))
+        p->passing = memory_alloc(memory_host(m), passing_bytes(p), "passing gradients");
 }
 
 real *param_master(const ParamSet *p, int param) {
     const Param *q = &p->param[param];
-    CHECK(q->trained && p->bucket[q->bucket].home == HOME_DEVICE, "%s has no whole master here",
-          q->name);
+    const Bucket *b = &p->bucket[q->bucket];
+    CHECK(q->trained && b->rests.count == b->count, "%s has no whole master here", q->name);
     return (real *)p->bucket[q->bucket].resident + q->offset;
 }
 
@@ -157,14 +184,21 @@ real *param_grad(const ParamSet *p, int param) {
     return p->bucket[q->bucket].grad + q->offset;
 }
 
-int64_t params_device_bytes(const ParamSet *p) {
+static int64_t resting_bytes(const ParamSet *p, bool host) {
     int64_t bytes = 0;
     for (int i = 0; i < p->n_buckets; i++) {
         const Bucket *b = &p->bucket[i];
+        if (b->host != host) continue;
         bytes += (int64_t)resident_bytes(b);
         bytes += (b->grads.count + 2 * b->moments.count) * (int64_t)sizeof(real);
     }
     return bytes;
+}
+
+int64_t params_device_bytes(const ParamSet *p) { return resting_bytes(p, false); }
+
+int64_t params_host_bytes(const ParamSet *p) {
+    return resting_bytes(p, true) + (int64_t)passing_bytes(p);
 }
 
 int64_t params_total(const ParamSet *p, bool trained_only) {

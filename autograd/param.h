@@ -6,6 +6,7 @@
  *
  * A bucket's home is where it rests when no step uses it, its form the type in which it rests:
  *   HOME_DEVICE  `resident`, flat, in `form`. Where form is what steps compute in, nothing moves.
+ *   HOME_HOST    the same in host memory, gradient and moments too: they are updated there.
  *   HOME_RANKS   the same, cut into equal shards, one a rank: [shard_from, shard_from +
  * shard_count). HOME_FILE    `sources`: runs of mapped, read-only memory, each in its own form.
  * Trained buckets rest as f32 masters, with gradient and moments beside them. Over several ranks
@@ -20,7 +21,7 @@
 
 enum { PARAM_ALIGN = 64, BUCKET_ALIGN = 1024 };
 
-typedef enum { HOME_DEVICE, HOME_RANKS, HOME_FILE } Home;
+typedef enum { HOME_DEVICE, HOME_HOST, HOME_RANKS, HOME_FILE } Home;
 
 typedef struct {
     const char *name;
@@ -57,6 +58,7 @@ typedef struct {
     void *resident;  /* [rests.count] of form */
     Source *sources; /* HOME_FILE, and while frozen buckets are filled */
     int n_sources;
+    bool host;            /* what rests here does so in host memory: HOME_HOST, or shards of it */
     Range grads, moments; /* trained: which elements `grad`, and `m` and `v`, hold */
     real *grad, *m, *v;   /* the accumulated gradient and Adam's moments */
 } Bucket;
@@ -71,6 +73,7 @@ typedef struct ParamSet {
     /* Called with mapped memory that a GATHER has just read; NULL: nobody wants to know. */
     void (*release)(void *context, const void *data, size_t bytes);
     void *release_context;
+    void *passing; /* host memory that gradients pass through on their way there */
 } ParamSet;
 
 ParamSet *params_open(void);
@@ -89,6 +92,9 @@ void params_shard(ParamSet *p, Comm *comm, int zero);
 int params_world(const ParamSet *p);
 /* Where frozen buckets rest, and in which form; before any graph is made. */
 void params_rest(ParamSet *p, Home home, DType form);
+/* Masters, gradients and moments of trained buckets rest in host memory, whole or in shards. Before
+ * any graph is made. */
+void params_rest_trained_on_host(ParamSet *p);
 /* Says where in mapped memory a frozen parameter lies, and in which form. */
 void param_source(ParamSet *p, int param, const void *data, DType form);
 /* Copies the sources of frozen buckets that rest on the device, whole or sharded, to there. */
@@ -116,8 +122,9 @@ size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type);
  * then assigned (micro-step 0) or added. What lies in `grad` between parameters does not count. */
 void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory *m, Stream *s);
 
-/* Bytes that rest on the device: masters, gradients, moments, and frozen buckets that live there.
- */
+/* Bytes that rest on the device, and in host memory: masters, gradients, moments, frozen buckets
+ * that live there; on the host also what gradients pass through. */
 int64_t params_device_bytes(const ParamSet *p);
+int64_t params_host_bytes(const ParamSet *p);
 /* The sum of counts over parameters: trained ones, or all. */
 int64_t params_total(const ParamSet *p, bool trained_only);

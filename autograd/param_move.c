@@ -15,25 +15,44 @@ static void gather_sources(const ParamSet *p, const Bucket *b, DType type, char 
     }
 }
 
+/* Host memory comes over in its own form, and is widened where steps compute. */
+static void gather_host(const Bucket *b, DType type, void *copy, void *workspace, Memory *m,
+                        Stream *s) {
+    size_t bytes = (size_t)b->count * dtype_size(b->form);
+    void *to = b->form == type ? copy : workspace;
+    m->k->upload(s, to, b->resident, bytes);
+    memory_host(m)->copied_bytes += (int64_t)bytes;
+    if (b->form != type) m->k->cast(s, b->form, type, b->count, workspace, copy);
+}
+
 /* Shards travel in the smaller of their form and the type that steps compute in. */
 static bool widens(const Bucket *b, DType type) { return dtype_size(b->form) < dtype_size(type); }
 
 static void gather_shards(const ParamSet *p, const Bucket *b, DType type, char *copy,
                           void *workspace, Memory *m, Stream *s) {
     Comm *comm = p->comm;
-    if (widens(b, type)) {
-        comm->all_gather(comm, s, b->form, b->shard.count, b->resident, workspace);
-        m->k->cast(s, b->form, type, b->count, workspace, copy);
-        return;
+    bool wide = widens(b, type);
+    DType travels = wide ? b->form : type;
+    char *all = wide ? workspace : copy;
+    char *mine = all + b->shard.from * (int64_t)dtype_size(travels);
+    size_t bytes = (size_t)b->shard.count * dtype_size(b->form);
+    if (b->host && b->form == travels) {
+        m->k->upload(s, mine, b->resident, bytes);
+        memory_host(m)->copied_bytes += (int64_t)bytes;
+    } else if (b->form == travels) {
+        m->k->copy(s, mine, b->resident, bytes);
+    } else {
+        m->k->cast(s, b->form, travels, b->shard.count, b->resident, mine);
     }
-    char *mine = copy + b->shard.from * (int64_t)dtype_size(type);
-    m->k->cast(s, b->form, type, b->shard.count, b->resident, mine);
-    comm->all_gather(comm, s, type, b->shard.count, mine, copy);
+    comm->all_gather(comm, s, travels, b->shard.count, mine, all);
+    if (wide) m->k->cast(s, b->form, type, b->count, workspace, copy);
 }
 
 size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type) {
     const Bucket *b = &p->bucket[bucket];
-    return b->home == HOME_RANKS && widens(b, type) ? (size_t)b->count * dtype_size(b->form) : 0;
+    bool passes =
+        (b->home == HOME_RANKS && widens(b, type)) || (b->home == HOME_HOST && b->form != type);
+    return passes ? (size_t)b->count * dtype_size(b->form) : 0;
 }
 
 void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *workspace,
@@ -45,6 +64,9 @@ void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *
         break;
     case HOME_DEVICE:
         m->k->cast(s, b->form, type, b->count, b->resident, copy);
+        break;
+    case HOME_HOST:
+        gather_host(b, type, copy, workspace, m, s);
         break;
     case HOME_RANKS:
         gather_shards(p, b, type, copy, workspace, m, s);
@@ -74,6 +96,15 @@ static void zero_gaps(const ParamSet *p, int bucket, real *grad, Memory *m, Stre
     free(mine);
 }
 
+static void add_on_host(const ParamSet *p, const Bucket *b, const real *grad, int micro, Memory *m,
+                        Stream *s) {
+    size_t bytes = (size_t)b->grads.count * sizeof *grad;
+    m->k->download(s, p->passing, grad, bytes);
+    m->k->stream_sync(s);
+    memory_host(m)->copied_bytes += (int64_t)bytes;
+    BACKEND_CPU.axpy(NULL, DT_REAL, b->grads.count, 1, p->passing, micro ? 1 : 0, b->grad);
+}
+
 void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory *m, Stream *s) {
     const Bucket *b = &p->bucket[bucket];
     Comm *comm = p->comm;
@@ -82,7 +113,10 @@ void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory 
         comm->reduce_scatter(comm, s, b->shard.count, grad, grad + b->shard.from);
     else if (params_world(p) > 1)
         comm_sum(comm, s, b->count, grad);
-    m->k->axpy(s, DT_REAL, b->grads.count, 1, grad + b->grads.from, micro ? 1 : 0, b->grad);
+    if (b->host)
+        add_on_host(p, b, grad + b->grads.from, micro, m, s);
+    else
+        m->k->axpy(s, DT_REAL, b->grads.count, 1, grad + b->grads.from, micro ? 1 : 0, b->grad);
 }
 
 void param_write(ParamSet *p, int param, const real *values, Memory *m, Stream *s) {

@@ -29,6 +29,25 @@ void plan_insert(Plan *p, int i, Step s) {
     p->n_steps++;
 }
 
+static int insert_order(const void *x, const void *y) {
+    const Insert *a = x, *b = y;
+    return a->before != b->before ? (a->before > b->before) - (a->before < b->before)
+                                  : (a->order > b->order) - (a->order < b->order);
+}
+
+void plan_merge(Plan *p, Insert *in, int n) {
+    qsort(in, (size_t)n, sizeof *in, insert_order);
+    Step *steps = xcalloc((size_t)(p->n_steps + n), sizeof *steps);
+    int at = 0;
+    for (int i = 0, j = 0; i <= p->n_steps; i++) {
+        while (j < n && in[j].before == i) steps[at++] = in[j++].step;
+        if (i < p->n_steps) steps[at++] = p->steps[i];
+    }
+    free(p->steps);
+    p->steps = steps;
+    p->n_steps = at;
+}
+
 static void touch_forward(const Node *n, Visit visit, void *arg) {
     for (int i = 0; i < MAX_IN; i++)
         if (n->in[i]) visit(n->in[i], false, arg);
@@ -64,6 +83,12 @@ void step_touch(const Plan *p, const Step *s, Visit visit, void *arg) {
         break;
     case REDUCE:
         visit(p->graph->bucket_grad[s->bucket], false, arg);
+        break;
+    case STASH:
+        visit(s->parked, false, arg);
+        break;
+    case FETCH:
+        visit(s->parked, true, arg);
         break;
     }
 }
@@ -172,6 +197,11 @@ void plan_backward(Plan *p, Tensor *loss) {
 
 Cost step_cost(const Plan *p, const Step *s) {
     if (s->node) return s->node->op->cost(s->node, s->phase);
+    if (s->parked) {
+        Cost parked = cost_of(0, (double)tensor_bytes(s->parked));
+        parked.copied = parked.bytes;
+        return parked;
+    }
     const ParamSet *set = p->graph->params;
     const Bucket *b = &set->bucket[s->bucket];
     bool gather = s->phase == GATHER;
@@ -180,6 +210,9 @@ Cost step_cost(const Plan *p, const Step *s) {
     double others = (double)b->count * (params_world(set) - 1) / params_world(set);
     if (gather && b->home == HOME_RANKS) c.sent = others * MIN((double)dtype_size(b->form), to);
     if (!gather) c.sent = others * sizeof(real) * (b->grads.count < b->count ? 1 : 2);
+    if (b->host)
+        c.copied = gather ? (double)b->rests.count * (double)dtype_size(b->form)
+                          : (double)b->grads.count * sizeof(real);
     return c;
 }
 
@@ -192,6 +225,7 @@ Cost plan_cost(const Plan *p, int phase) {
         sum.flops += c.flops;
         sum.bytes += c.bytes;
         sum.sent += c.sent;
+        sum.copied += c.copied;
     }
     return sum;
 }

@@ -4,6 +4,7 @@
  *   plan_backward    appends a BACKWARD step for each node that a trained parameter needs
  *   plan_recompute   inserts RECOMPUTE steps                       (plan_recompute.c)
  *   plan_homes       inserts GATHER and REDUCE steps               (plan_home.c)
+ *   plan_stash       inserts STASH and FETCH steps                 (plan_stash.c)
  *   plan_place       lifetimes, addresses, peak memory             (plan_place.c)
  *   plan_print       all of it as text                             (plan_print.c)
  *
@@ -20,6 +21,8 @@ typedef struct {
     Phase phase;
     Node *node;     /* FORWARD, RECOMPUTE, BACKWARD */
     int bucket;     /* GATHER, REDUCE */
+    Tensor *parked; /* STASH, FETCH: what lies at host_offset meanwhile */
+    int64_t host_offset;
     unsigned first; /* BACKWARD, IN(i): the gradient of input i is assigned here, not added to */
 } Step;
 
@@ -48,6 +51,7 @@ typedef struct Plan {
     int64_t live_bytes;  /* most bytes alive in one step: what a perfect placement would need */
     int64_t workspace_bytes;
     int64_t const_bytes; /* ROLE_CONST tensors */
+    int64_t host_bytes;  /* what STASH steps park */
 } Plan;
 
 /* `define`: the step gives the tensor its contents; otherwise it reads them. */
@@ -71,6 +75,11 @@ void plan_recompute(Plan *p, const Recompute *policy, int n_segments);
  * after a bucket's last gradient where gradients accumulate over micro-steps or ranks. */
 void plan_homes(Plan *p, int accumulate);
 
+/* Parks in host memory every value that lives from the forward half into the backward half, from
+ * after its last use in the one to before its first use in the other; values of the last segment
+ * are needed again at once and stay. After plan_homes. */
+void plan_stash(Plan *p);
+
 /* Fixes every address. `c` supplies backend and stream, which know the workspaces; without a
  * backend (a plan for a device that is not here) none are counted. */
 void plan_place(Plan *p, const Ctx *c);
@@ -85,3 +94,10 @@ Cost plan_cost(const Plan *p, int phase);
 
 /* Inserts a step before index i. */
 void plan_insert(Plan *p, int i, Step s);
+
+/* What to insert before which of the old steps; of one place in rising order. */
+typedef struct {
+    int before, order;
+    Step step;
+} Insert;
+void plan_merge(Plan *p, Insert *in, int n);

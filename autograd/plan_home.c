@@ -61,36 +61,11 @@ static bool evicted(const Graph *g, const Uses *copy, int b) {
     return false;
 }
 
-/* What to insert before which old step. */
-typedef struct {
-    int before, order;
-    Step step;
-} Insert;
-
-static int insert_order(const void *x, const void *y) {
-    const Insert *a = x, *b = y;
-    return a->before != b->before ? (a->before > b->before) - (a->before < b->before)
-                                  : (a->order > b->order) - (a->order < b->order);
-}
-
-static void merge(Plan *p, Insert *in, int n) {
-    qsort(in, (size_t)n, sizeof *in, insert_order);
-    Step *steps = xcalloc((size_t)(p->n_steps + n), sizeof *steps);
-    int at = 0;
-    for (int i = 0, j = 0; i <= p->n_steps; i++) {
-        while (j < n && in[j].before == i) steps[at++] = in[j++].step;
-        if (i < p->n_steps) steps[at++] = p->steps[i];
-    }
-    free(p->steps);
-    p->steps = steps;
-    p->n_steps = at;
-}
-
 void plan_homes(Plan *p, int accumulate) {
     p->accumulate = accumulate;
     Graph *g = p->graph;
     if (!g->params) return;
-    bool reduces = accumulate > 1 || params_world(g->params) > 1;
+    bool always = accumulate > 1 || params_world(g->params) > 1;
     int n_buckets = g->params->n_buckets, n = 0;
     Scan scan = scan_steps(p, n_buckets);
     Insert *in = xcalloc((size_t)n_buckets * 3, sizeof *in);
@@ -104,11 +79,11 @@ void plan_homes(Plan *p, int accumulate) {
                 in[n++] = (Insert){u->backward_first, b, gather};
         }
         if (!g->bucket_grad[b]) continue;
+        bool reduces = always || g->params->bucket[b].host;
         g->bucket_grad[b]->resident = !reduces;
-        if (reduces)
-            in[n++] = (Insert){scan.grad[b].backward_last + 1, n_buckets + b, reduce};
+        if (reduces) in[n++] = (Insert){scan.grad[b].backward_last + 1, n_buckets + b, reduce};
     }
-    merge(p, in, n);
+    plan_merge(p, in, n);
     free(in);
     free(scan.copy);
     free(scan.grad);

@@ -1,11 +1,9 @@
 /* A plan as text: stable, so that it can be compared with a file. */
 #include "autograd/plan.h"
 
-static const char *const PHASES[] = {[FORWARD] = "forward",
-                                     [RECOMPUTE] = "recompute",
-                                     [BACKWARD] = "backward",
-                                     [GATHER] = "gather",
-                                     [REDUCE] = "reduce"};
+static const char *const PHASES[] = {
+    [FORWARD] = "forward", [RECOMPUTE] = "recompute", [BACKWARD] = "backward", [GATHER] = "gather",
+    [REDUCE] = "reduce",   [STASH] = "stash",         [FETCH] = "fetch"};
 
 static void print_life(const Life *life, FILE *out) {
     char text[64];
@@ -26,6 +24,8 @@ void plan_print(const Plan *p, FILE *out) {
         fprintf(out, "%5d %-9s ", i, PHASES[s->phase]);
         if (s->node)
             fprintf(out, "%s %s\n", s->node->op->name, s->node->out[0]->name);
+        else if (s->parked)
+            fprintf(out, "%s @%lld\n", s->parked->name, (long long)s->host_offset);
         else
             fprintf(out, "%s\n", g->params->bucket[s->bucket].name);
         for (; l < p->n_lives && p->lives[l].from == i; l++) print_life(&p->lives[l], out);

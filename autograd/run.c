@@ -31,6 +31,8 @@ Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
     *r = (Run){.plan = p, .memory = m, .stream = s, .arena = arena, .owns_arena = !arena};
     if (!arena) r->arena = memory_alloc(m, (size_t)(p->arena_bytes + p->workspace_bytes), "arena");
     r->constants = memory_alloc(m, (size_t)p->const_bytes, "constants");
+    if (p->host_bytes)
+        r->host = memory_alloc(memory_host(m), (size_t)p->host_bytes, "parked activations");
     bind(r);
     return r;
 }
@@ -39,6 +41,7 @@ void run_close(Run *r) {
     if (!r) return;
     const Plan *p = r->plan;
     memory_release(r->memory, r->constants, (size_t)p->const_bytes);
+    if (r->host) memory_release(memory_host(r->memory), r->host, (size_t)p->host_bytes);
     if (r->owns_arena)
         memory_release(r->memory, r->arena, (size_t)(p->arena_bytes + p->workspace_bytes));
     free(r);
@@ -82,6 +85,16 @@ static void end_lives(Run *r, int i, int *next) {
         if (r->poison && !life->given) poison(r, life);
         if (life->tensor->role != ROLE_INPUT) life->tensor->data = NULL;
     }
+}
+
+static void park(Run *r, const Step *s) {
+    const Backend *k = r->memory->k;
+    size_t bytes = tensor_bytes(s->parked);
+    if (s->phase == STASH)
+        k->download(r->stream, r->host + s->host_offset, tensor_data(s->parked), bytes);
+    else
+        k->upload(r->stream, tensor_data(s->parked), r->host + s->host_offset, bytes);
+    memory_host(r->memory)->copied_bytes += (int64_t)bytes;
 }
 
 static void gather(Run *r, int b) {
@@ -146,6 +159,10 @@ void run_plan(Run *r, const RunArgs *args) {
         case REDUCE:
             bucket_reduce(p->graph->params, s->bucket, p->graph->bucket_grad[s->bucket]->data,
                           args->micro, r->memory, r->stream);
+            break;
+        case STASH:
+        case FETCH:
+            park(r, s);
             break;
         }
         if (r->watch) watch(r, s);

@@ -8,6 +8,7 @@ typedef struct Run {
     Memory *memory;
     Stream *stream;
     char *arena, *constants; /* device memory; the workspace is the arena's tail */
+    char *host;              /* where STASH steps park; NULL: there are none */
     bool owns_arena;
     bool poison;              /* tests: memory is NaN before a life and after it */
     int64_t high_water_bytes; /* highest byte of the arena that was alive so far */

@@ -38,6 +38,8 @@ struct Comm {
 Comm *comm_self(void);
 /* The ranks that mpirun started, or one. timeout_s: the deadline of a collective. */
 Comm *comm_world(double timeout_s);
+/* How many ranks mpirun started, known before they meet; 1: none. */
+int comm_world_size(void);
 /* Rank `rank` of `size` ranks that are not there. */
 Comm *comm_recording(int rank, int size);
 void comm_close(Comm *c);

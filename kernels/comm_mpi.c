@@ -199,6 +199,11 @@ static bool launched(void) {
     return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
 }
 
+int comm_world_size(void) {
+    const char *size = getenv("OMPI_COMM_WORLD_SIZE");
+    return size ? MAX(1, atoi(size)) : 1;
+}
+
 static void start_failed(int signal) {
     static const char TEXT[] =
         "cogsmith: MPI did not start: a rank did not come in time. The job ends; look at the hosts "

@@ -3,6 +3,7 @@
 
 #include "trainer/positions.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,7 @@ static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     int layers = (int)m->dit->config.layers;
     plan_recompute(s.plan, l->policy, layers);
     plan_homes(s.plan, (int)c->train.accumulate);
+    if (c->memory.activations.home == PLACE_HOST) plan_stash(s.plan);
     plan_place(s.plan, &(Ctx){.k = m->foreign ? NULL : m->memory.k, .stream = m->stream});
     return s;
 }
@@ -35,14 +37,18 @@ static void drop_shapes(Learner *l) {
     l->n_shaped = 0;
 }
 
-static void plan_all(Learner *l, const Config *c, const Pack *packs, int n,
-                     RecomputeChoice choice) {
+/* Plans every pack with blocks 1 .. hard recomputed as `choice` says, the others as the choice
+ * before it. */
+static void plan_all(Learner *l, const Config *c, const Pack *packs, int n, RecomputeChoice choice,
+                     int64_t hard) {
     static const Recompute POLICY[] = {[MEMORY_RECOMPUTE_NONE] = RECOMPUTE_NONE,
                                        [MEMORY_RECOMPUTE_SELECTIVE] = RECOMPUTE_SELECTIVE,
                                        [MEMORY_RECOMPUTE_BLOCK] = RECOMPUTE_BLOCK};
+    int64_t layers = l->model->dit->config.layers;
     drop_shapes(l);
     l->recompute = choice;
-    for (int64_t i = 0; i <= l->model->dit->config.layers; i++) l->policy[i] = POLICY[choice];
+    l->hard_blocks = hard;
+    for (int64_t i = 0; i <= layers; i++) l->policy[i] = POLICY[i <= hard ? choice : choice - 1];
     for (; l->n_shaped < n; l->n_shaped++)
         l->shaped[l->n_shaped] = shape_open(l, c, &packs[l->n_shaped]);
     l->arena_bytes = 0;
@@ -52,22 +58,51 @@ static void plan_all(Learner *l, const Config *c, const Pack *packs, int n,
     }
 }
 
-Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
-                      int64_t available) {
+/* By how much the plans are over what there is, on the device or the host: the worse of them. */
+static int64_t over(const Learner *l, int64_t available) {
+    LearnerBytes b = learner_bytes(l);
+    return MAX(b.total - available, b.host - l->model->host_limit);
+}
+
+/* The least recomputation that fits: memory falls about evenly with the number of blocks that are
+ * recomputed harder. */
+static void choose_recompute(Learner *l, const Config *c, const Pack *packs, int n,
+                             int64_t available) {
+    int64_t layers = l->model->dit->config.layers, before = 0, now;
+    RecomputeChoice choice = MEMORY_RECOMPUTE_NONE;
+    plan_all(l, c, packs, n, choice, layers);
+    while ((now = over(l, available)) > 0 && choice < MEMORY_RECOMPUTE_BLOCK) {
+        before = now;
+        plan_all(l, c, packs, n, ++choice, layers);
+    }
+    if (choice == MEMORY_RECOMPUTE_NONE || now > 0 || now >= before) return;
+    double share = (double)before / (double)(before - now);
+    int64_t step = MAX(1, layers / 16);
+    for (int64_t hard = MAX(1, (int64_t)ceil(share * (double)layers)); hard < layers;
+         hard += step) {
+        plan_all(l, c, packs, n, choice, hard);
+        if (over(l, available) <= 0) return;
+    }
+    plan_all(l, c, packs, n, choice, layers);
+}
+
+Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
+                     int64_t available) {
     Learner *l = xcalloc(1, sizeof *l);
     l->model = m;
     l->trains = trains;
     l->policy = xcalloc((size_t)m->dit->config.layers + 1, sizeof *l->policy);
     l->shaped = xcalloc((size_t)n_packs, sizeof *l->shaped);
-    RecomputeChoice choice = c->memory.recompute;
-    if (choice != MEMORY_RECOMPUTE_AUTO) {
-        plan_all(l, c, packs, n_packs, choice);
-    } else {
-        choice = MEMORY_RECOMPUTE_NONE;
-        plan_all(l, c, packs, n_packs, choice);
-        while (choice < MEMORY_RECOMPUTE_BLOCK && learner_bytes(l).total > available)
-            plan_all(l, c, packs, n_packs, ++choice);
-    }
+    if (c->memory.recompute == MEMORY_RECOMPUTE_AUTO)
+        choose_recompute(l, c, packs, n_packs, available);
+    else
+        plan_all(l, c, packs, n_packs, c->memory.recompute, m->dit->config.layers);
+    return l;
+}
+
+Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
+                      int64_t available) {
+    Learner *l = learner_try(m, c, packs, n_packs, trains, available);
     double over = (double)(learner_bytes(l).total - available);
     if (c->memory.budget && over > 0)
         config_die(
@@ -75,7 +110,7 @@ Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs,
             "%.2f GiB is too little by %.2f GiB. Fewer frames, a smaller size, batch or rank "
             "need less%s",
             (double)c->memory.budget / (1 << 30), over / (1 << 30),
-            choice < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
+            l->recompute < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
     return l;
 }
 
@@ -87,6 +122,8 @@ LearnerBytes learner_bytes(const Learner *l) {
         b.workspace = MAX(b.workspace, p->workspace_bytes);
         b.constants += p->const_bytes;
     }
+    for (int i = 0; i < l->n_shaped; i++) b.host += l->shaped[i].plan->host_bytes;
+    b.host += params_host_bytes(l->model->params);
     b.total = (int64_t)l->arena_bytes + b.constants + b.resident;
     return b;
 }

@@ -15,9 +15,11 @@ typedef struct {
 
 typedef struct {
     Model *model;
-    Recompute *policy;         /* [layers + 1] by segment */
-    RecomputeChoice recompute; /* what was chosen, for all blocks */
-    Shaped *shaped;            /* [n_shaped] in the order of the packs given */
+    Recompute *policy; /* [layers + 1] by segment */
+    /* What was chosen: for blocks 1 .. hard_blocks; the others have the choice before it. */
+    RecomputeChoice recompute;
+    int64_t hard_blocks;
+    Shaped *shaped; /* [n_shaped] in the order of the packs given */
     int n_shaped;
     char *arena;
     size_t arena_bytes; /* of the largest plan, workspace included */
@@ -26,17 +28,22 @@ typedef struct {
     bool trains;
 } Learner;
 
-/* Memory that a learner needs on the device, in bytes. */
+/* Memory that a learner needs, in bytes: on the device, in parts and in total, and on the host. */
 typedef struct {
     int64_t arena, workspace, constants, resident, total;
+    int64_t host;
 } LearnerBytes;
 
 /* Records and places every pack; nothing is allocated on a device yet. trains: with loss and, where
  * the model has trained parameters, gradients; else the prediction alone. The recomputation is the
- * config's; auto takes the first of none, selective, block whose total stays within `available`
- * bytes. A plan above memory.budget ends the program, saying what it would take (exit 2). */
+ * config's; auto takes the least whose total stays within `available` bytes: of all blocks none, or
+ * of as many as must be selective, or block. A plan above memory.budget ends the program, saying
+ * what it would take (exit 2). */
 Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
                       int64_t available);
+/* The same without an end: what is planned may need more than there is. */
+Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
+                     int64_t available);
 /* Allocates, binds and seals. poison: see Run. */
 void learner_bind(Learner *l, bool poison);
 void learner_close(Learner *l);

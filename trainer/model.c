@@ -7,6 +7,7 @@
 #include "trainer/folder.h"
 #include "trainer/inspect.h"
 #include "trainer/lora.h"
+#include "trainer/profile.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -219,6 +220,7 @@ static void open_weights(Model *m, ModelDetail detail) {
 static Home base_home(const Model *m, const Config *c, ModelDetail detail) {
     PlaceChoice home = c->memory.base.home;
     if (home == PLACE_RANKS) return HOME_RANKS;
+    if (home == PLACE_HOST) return HOME_HOST;
     bool changed = c->model.dtype != NUMBERS_AUTO || detail == MODEL_RANDOM || m->foreign;
     return home == PLACE_DEVICE || (home == PLACE_AUTO && changed) ? HOME_DEVICE : HOME_FILE;
 }
@@ -232,6 +234,7 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
     m->params = params_open();
     dit_params(m->dit, m->params, m->training == TRAIN_FULL, m->comm->size);
     params_shard(m->params, m->comm, (int)c->ranks.zero);
+    if (c->memory.optimizer.home == PLACE_HOST) params_rest_trained_on_host(m->params);
     params_rest(m->params, base_home(m, c, detail), detail == MODEL_RANDOM ? DT_REAL : form);
 }
 
@@ -279,14 +282,6 @@ void check_supported(const Config *c) {
         config_die(c, "device", "this program was built without CUDA; expected auto or cpu");
     if (c->ranks.sequence != 1)
         config_die(c, "ranks.sequence", "expected 1: sequence parallelism is not built yet");
-    PlaceChoice base = c->memory.base.home;
-    if (base == PLACE_HOST)
-        config_die(c, "memory.base.home",
-                   "expected auto, device, ranks or file: host is not built yet");
-    if (c->memory.optimizer.home == PLACE_HOST)
-        config_die(c, "memory.optimizer.home", "expected auto or device: host is not built yet");
-    if (c->memory.activations.home == PLACE_HOST)
-        config_die(c, "memory.activations.home", "expected auto or device: host is not built yet");
 }
 
 /* The GATHER of a frozen bucket has read its file: the pages need not stay resident. */
@@ -304,12 +299,14 @@ static Model *open_model(const Config *c, Training training, ModelDetail detail,
     m->training = training;
     m->compute = DT_REAL;
     m->foreign = foreign;
+    m->host_limit = available_bytes(0, NULL);
     m->comm = detail == MODEL_SHAPES ? comm_recording(0, (int)c->plan.world)
                                      : comm_world(c->ranks.timeout);
     read_config(m, c);
     m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
     if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
-    m->memory.k = &BACKEND_CPU;
+    m->memory.k = m->host.k = &BACKEND_CPU;
+    m->memory.host = &m->host;
     m->stream = m->memory.k->stream_open();
     open_weights(m, detail);
     make_params(m, c, detail);

@@ -12,10 +12,11 @@ typedef enum { TRAIN_NOTHING, TRAIN_LORA, TRAIN_FULL } Training;
 typedef struct Model Model;
 struct Model {
     Training training;
-    DType compute; /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
-    bool foreign;  /* planned for a device that is not here: no kernels, no memory */
-    Comm *comm;    /* the ranks; of a plan, those that would be there */
-    Memory memory;
+    DType compute;       /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
+    int64_t host_limit;  /* bytes of host memory that plans may use */
+    bool foreign;        /* planned for a device that is not here: no kernels, no memory */
+    Comm *comm;          /* the ranks; of a plan, those that would be there */
+    Memory memory, host; /* accounts of device and host memory */
     Stream *stream;
     Dit *dit;
     ParamSet *params;

@@ -24,7 +24,15 @@ static int64_t bucket_partials(const ParamSet *p, const Bucket *b, double *to, M
                                Stream *s) {
     int64_t chunks = b->count / NORM_CHUNK, mine = b->grads.count / NORM_CHUNK;
     double *at = to + b->grads.from / NORM_CHUNK;
-    m->k->sum_squares(s, b->grads.count, b->grad, at);
+    if (b->host) {
+        double *host = xcalloc((size_t)mine, sizeof *host);
+        BACKEND_CPU.sum_squares(NULL, b->grads.count, b->grad, host);
+        m->k->upload(s, at, host, (size_t)mine * sizeof *host);
+        m->k->stream_sync(s);
+        free(host);
+    } else {
+        m->k->sum_squares(s, b->grads.count, b->grad, at);
+    }
     if (mine < chunks) p->comm->all_gather(p->comm, s, DT_F64, mine, at, to);
     return chunks;
 }
@@ -46,9 +54,10 @@ static void update(const Bucket *b, AdamW a, int64_t from, int64_t to, Memory *m
     from = MAX(from, b->moments.from);
     to = MIN(to, b->moments.from + b->moments.count);
     if (from >= to) return;
-    m->k->adamw(s, &a, to - from, b->grad + (from - b->grads.from),
-                (real *)b->resident + (from - b->rests.from), b->m + (from - b->moments.from),
-                b->v + (from - b->moments.from));
+    const Backend *k = b->host ? &BACKEND_CPU : m->k;
+    k->adamw(b->host ? NULL : s, &a, to - from, b->grad + (from - b->grads.from),
+             (real *)b->resident + (from - b->rests.from), b->m + (from - b->moments.from),
+             b->v + (from - b->moments.from));
 }
 
 /* Where masters rest whole and moments in shards, each rank updated its part: exchange them. */

@@ -12,14 +12,24 @@
 /* Sources. h200: bf16 products and copies measured on one; attention from published D = 64 figures
  * (FlashAttention-3 on an H100). Others: the vendor's dense 16-bit rate with f32 accumulation at 80
  * % for products, attention at 60 % of that, 90 % of the memory rate; links are NVLink one way, or
- * the PCIe slot. */
+ * the PCIe slot. Host rates: the slot's (16 lanes of PCIe 4 or 5) less 20 %; host memory: 8 to 12
+ * channels of a server, 2 of a workstation, at 80 %; 1 TiB of it in a server, 128 GiB in a
+ * workstation, are assumed. */
 static const Profile PROFILES[] = {
-    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12, 4.5e11},
-    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12, 4.5e11},
-    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12, 3.0e11},
-    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12, 5.0e10},
-    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12, 2.5e10},
-    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12, 2.5e10},
+    /* Two to four cores, for choices that must not depend on the moment. */
+    {"cpu", false, 0, CPU_CONTEXT_BYTES, 2e11, 1.5e11, 1.5e11, 3e10, 7e9, 1.5e10, 0, 3e10},
+    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12, 4.5e11, 5.0e10, GIB(1024),
+     2e11},
+    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12, 4.5e11, 5.0e10, GIB(1024),
+     2e11},
+    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12, 3.0e11, 2.4e10, GIB(1024),
+     1e11},
+    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12, 5.0e10, 5.0e10, GIB(128),
+     6e10},
+    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12, 2.5e10, 2.4e10, GIB(128),
+     6e10},
+    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12, 2.5e10, 2.4e10, GIB(128),
+     6e10},
 };
 
 const Profile *profile_find(const char *name) {
@@ -124,6 +134,9 @@ Profile profile_measure(void) {
                  .attention_forward_flops = 4 * pairs / fastest(&t, run_forward),
                  .attention_backward_flops = 10 * pairs / fastest(&t, run_backward),
                  .memory_rate = 2.0 * COPY * sizeof(real) / fastest(&t, run_copy)};
+    p.host_bytes = p.memory_bytes;
+    p.host_rate = p.memory_rate / 2; /* each byte is read and written */
+    p.host_memory_rate = p.memory_rate;
     p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */
     t.k->release(workspace);
     t.k->release(t.a);
@@ -135,10 +148,11 @@ Profile profile_measure(void) {
 }
 
 double profile_seconds(const Profile *p, const Plan *plan) {
-    double seconds = 0;
+    double seconds = 0, copied = 0;
     for (int i = 0; i < plan->n_steps; i++) {
         const Step *s = &plan->steps[i];
         Cost c = step_cost(plan, s);
+        copied += c.copied / p->host_rate;
         bool attention = s->node && s->node->op->expensive;
         double rate = !attention             ? p->matmul_flops
                       : s->phase == BACKWARD ? p->attention_backward_flops
@@ -146,5 +160,5 @@ double profile_seconds(const Profile *p, const Plan *plan) {
         double here = MAX(c.flops / rate, c.bytes / p->memory_rate);
         seconds += MAX(here, c.sent / p->link_rate);
     }
-    return seconds;
+    return p->cuda ? MAX(seconds, copied) : seconds + copied;
 }

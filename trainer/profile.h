@@ -11,8 +11,11 @@ typedef struct {
     int64_t context_bytes; /* driver context and library workspaces, outside every arena */
     double matmul_flops;   /* per second, in the type that steps compute in */
     double attention_forward_flops, attention_backward_flops;
-    double memory_rate; /* bytes per second, reads and writes together */
-    double link_rate;   /* bytes per second that a rank sends to others */
+    double memory_rate;      /* bytes per second, reads and writes together */
+    double link_rate;        /* bytes per second that a rank sends to others */
+    double host_rate;        /* bytes per second between host and device, one way */
+    int64_t host_bytes;      /* of host memory that is assumed beside it */
+    double host_memory_rate; /* of the host's memory, reads and writes together */
 } Profile;
 
 /* The program itself, its libraries' code and threads' stacks, on a CPU: stated, not planned. */
@@ -30,5 +33,6 @@ void profile_list(char *text, size_t size);
 Profile profile_measure(void);
 
 /* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
- * and what it sends. */
+ * and what it sends. Copies between host and device run beside them on a GPU, and are added on a
+ * CPU. */
 double profile_seconds(const Profile *p, const Plan *plan);

@@ -2,7 +2,7 @@
 #include "trainer/cli.h"
 #include "trainer/learner.h"
 #include "trainer/native.h"
-#include "trainer/profile.h"
+#include "trainer/planner.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -21,6 +21,7 @@ typedef struct {
     double micro_sent;              /* bytes that a rank sends in a micro-step */
     Cost step;                      /* one optimizer step */
     double step_seconds;
+    Planning planning;
 } Report;
 
 static const char *recompute_name(RecomputeChoice choice) {
@@ -29,13 +30,29 @@ static const char *recompute_name(RecomputeChoice choice) {
                                                   : "block";
 }
 
-static const char *base_home(const Report *r) {
+/* Where the frozen or the trained buckets rest; "none": there are none. */
+static const char *home_of(const Report *r, bool trained) {
+    static const char *const NAMES[] = {[HOME_DEVICE] = "device",
+                                        [HOME_HOST] = "host",
+                                        [HOME_RANKS] = "ranks",
+                                        [HOME_FILE] = "file"};
     for (int i = 0; i < r->model->params->n_buckets; i++) {
         const Bucket *b = &r->model->params->bucket[i];
-        if (!b->trained)
-            return b->home == HOME_FILE ? "file" : b->home == HOME_RANKS ? "ranks" : "device";
+        if (b->trained == trained) return b->host ? "host" : NAMES[b->home];
     }
     return "none";
+}
+
+static const char *activations_home(const Report *r) {
+    return r->learner->shaped[0].plan->host_bytes ? "host" : "device";
+}
+
+/* "block in 12 of 42 blocks, selective in the others" */
+static char *recompute_text(RecomputeChoice choice, int64_t hard, int64_t layers) {
+    return hard == layers || choice == MEMORY_RECOMPUTE_NONE
+               ? xstrdup(recompute_name(choice))
+               : xprintf("%s in %lld of %lld blocks, %s in the others", recompute_name(choice),
+                         (long long)hard, (long long)layers, recompute_name(choice - 1));
 }
 
 static void count_resident(Report *r) {
@@ -43,6 +60,7 @@ static void count_resident(Report *r) {
     for (int i = 0; i < p->n_buckets; i++) {
         const Bucket *b = &p->bucket[i];
         int64_t size = (int64_t)dtype_size(b->form);
+        if (b->host) continue;
         *(b->trained ? &r->masters : &r->base) += b->rests.count * size;
         r->moments += (b->grads.count + 2 * b->moments.count) * (int64_t)sizeof(real);
         if (b->home == HOME_FILE) r->mapped += b->count * size;
@@ -63,14 +81,36 @@ static void predict(Report *r) {
     double micros = (double)r->config->train.accumulate;
     Cost c = plan_cost(plan, -1), update = optim_cost(r->model->params);
     r->micro_sent = c.sent;
-    r->step =
-        (Cost){micros * c.flops, micros * c.bytes + update.bytes, micros * c.sent + update.sent};
-    r->step_seconds = micros * profile_seconds(&r->profile, plan) +
-                      update.bytes / r->profile.memory_rate + update.sent / r->profile.link_rate;
+    r->step = (Cost){micros * c.flops, micros * c.bytes + update.bytes,
+                     micros * c.sent + update.sent, micros * c.copied + update.copied};
+    r->step_seconds = predicted_seconds(r->config, &r->profile, r->learner);
 }
 
 static void print_bytes(const char *name, int64_t bytes, const char *note) {
     printf("  %-24s %10.3f GiB  %s\n", name, (double)bytes / (1 << 30), note);
+}
+
+/* What the planner would have taken next. */
+static void print_next(const Report *r) {
+    static const char *const PLACES[] = {"usual home", "device", "host", "ranks", "file"};
+    if (r->planning.next < 0) return;
+    const MemoryChoice *m = &r->planning.tried[r->planning.next];
+    char *recompute = recompute_text(m->recompute, m->hard_blocks, r->model->dit->config.layers);
+    printf("next      %.4g s and %.3f GiB: recompute %s; base weights: %s, optimizer: %s, "
+           "activations: %s\n",
+           m->seconds, (double)(m->bytes.total + r->profile.context_bytes) / (1 << 30), recompute,
+           PLACES[m->base], PLACES[m->optimizer], PLACES[m->activations]);
+    free(recompute);
+}
+
+/* Host copies of masters and moments; rank 0 has all masters. */
+static int64_t checkpoint_bytes(const Report *r) {
+    int64_t bytes = 0;
+    for (int i = 0; i < r->model->params->n_buckets; i++) {
+        const Bucket *b = &r->model->params->bucket[i];
+        if (b->trained) bytes += (b->count + 2 * b->shard.count) * (int64_t)sizeof(real);
+    }
+    return bytes;
 }
 
 static void print_table(const Report *r) {
@@ -91,8 +131,12 @@ static void print_table(const Report *r) {
     printf("device    %s: %.3g TFLOP/s products, %.3g attention, %.3g GB/s\n", r->profile.name,
            r->profile.matmul_flops / 1e12, r->profile.attention_forward_flops / 1e12,
            r->profile.memory_rate / 1e9);
-    printf("chosen    recompute %s, base weights at %s, computes in %s\n",
-           recompute_name(r->learner->recompute), base_home(r), dtype_name(r->model->compute));
+    int64_t layers = c->layers;
+    char *recompute = recompute_text(r->learner->recompute, r->learner->hard_blocks, layers);
+    printf("chosen    recompute %s\n", recompute);
+    printf("          base weights at %s, optimizer at %s, activations at %s; computes in %s\n",
+           home_of(r, false), home_of(r, true), activations_home(r), dtype_name(r->model->compute));
+    free(recompute);
     printf("device memory\n");
     print_bytes("activations, gradients", r->bytes.arena, "the arena");
     print_bytes("workspace", r->bytes.workspace, "of libraries and kernels");
@@ -102,6 +146,9 @@ static void print_table(const Report *r) {
     print_bytes("base weights", r->base, dtype_name(r->model->stored));
     print_bytes("context", r->profile.context_bytes, "program and libraries, stated");
     print_bytes("peak", r->peak_bytes, "");
+    printf("host memory\n");
+    print_bytes("peak", r->bytes.host, "pinned: what rests or is parked there");
+    print_bytes("checkpoints", checkpoint_bytes(r), "more: copies, while one is written");
     printf("files, mapped\n");
     print_bytes("base weights", r->mapped, "read block by block");
     printf("step      %.4g TFLOP, %.4g GB moved, %d steps in the plan, %d micro-steps\n",
@@ -111,27 +158,36 @@ static void print_table(const Report *r) {
         printf("ranks     %d, ZeRO %d; each sends %.4g GB a micro-step, %.4g GB a step\n",
                r->model->comm->size, r->model->params->zero, r->micro_sent / 1e9,
                r->step.sent / 1e9);
-    printf("time      %.4g s an optimizer step, predicted\n", r->step_seconds);
+    if (r->step.copied > 0)
+        printf("copies    %.4g GB between host and device a step\n", r->step.copied / 1e9);
+    printf("time      %.4g s an optimizer step, predicted", r->step_seconds);
+    if (r->step_seconds > 1.001 * r->planning.unlimited_seconds)
+        printf("; %.4g s without a limit of memory", r->planning.unlimited_seconds);
+    printf("\n");
+    print_next(r);
 }
 
 static void print_json(const Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
     json_t *choices = json_pack(
-        "{s:s, s:s, s:s, s:s}", "recompute", recompute_name(r->learner->recompute), "base_home",
-        base_home(r), "compute", dtype_name(r->model->compute), "device", r->profile.name);
-    json_t *j =
-        json_pack("{s:I, s:I, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-                  "s:I, s:i, s:o}",
-                  "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes", (json_int_t)0,
-                  "step_seconds", r->step_seconds, "flops", r->step.flops, "bytes", r->step.bytes,
-                  "sent_bytes", r->step.sent, "world", r->model->comm->size, "arena_bytes",
-                  (json_int_t)r->bytes.arena, "workspace_bytes", (json_int_t)r->bytes.workspace,
-                  "constant_bytes", (json_int_t)r->bytes.constants, "master_bytes",
-                  (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments, "base_bytes",
-                  (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
-                  (json_int_t)r->profile.context_bytes, "rows",
-                  (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples],
-                  "steps", plan->n_steps, "choices", choices);
+        "{s:s, s:I, s:s, s:s, s:s, s:s, s:s}", "recompute", recompute_name(r->learner->recompute),
+        "recomputed_blocks", (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false),
+        "optimizer_home", home_of(r, true), "activations_home", activations_home(r), "compute",
+        dtype_name(r->model->compute), "device", r->profile.name);
+    json_t *j = json_pack(
+        "{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:I, s:i, s:o}",
+        "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes",
+        (json_int_t)r->bytes.host, "step_seconds", r->step_seconds, "flops", r->step.flops, "bytes",
+        r->step.bytes, "sent_bytes", r->step.sent, "copied_bytes", r->step.copied,
+        "unlimited_seconds", r->planning.unlimited_seconds, "world", r->model->comm->size,
+        "arena_bytes", (json_int_t)r->bytes.arena, "workspace_bytes",
+        (json_int_t)r->bytes.workspace, "constant_bytes", (json_int_t)r->bytes.constants,
+        "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
+        "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
+        (json_int_t)r->profile.context_bytes, "rows",
+        (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples], "steps",
+        plan->n_steps, "choices", choices);
     CHECK(j, "plan: JSON");
     json_dumpf(j, stdout, JSON_INDENT(2));
     printf("\n");
@@ -143,10 +199,13 @@ int verb_plan(const Call *call) {
     config_require(c, "model.path", "plan");
     check_supported(c);
     Report r = {.config = c, .profile = pick_profile(c)};
+    int64_t available = available_bytes(c->memory.budget, &r.profile);
+    r.planning = planner_try(c, model_training(c), &r.profile, r.profile.cuda, available);
+    planner_apply(c, &r.planning, available);
     Model *model = model_open(c, model_training(c), MODEL_SHAPES, r.profile.cuda);
+    if (r.profile.cuda) model->host_limit = r.profile.host_bytes;
     r.native = native_pack(c, &model->dit->config);
-    Learner *learner = learner_plan(model, c, &r.native.pack, 1, true,
-                                    available_bytes(c->memory.budget, &r.profile));
+    Learner *learner = learner_plan(model, c, &r.native.pack, 1, true, available);
     r.model = model;
     r.learner = learner;
     r.bytes = learner_bytes(learner);
@@ -157,6 +216,7 @@ int verb_plan(const Call *call) {
         print_json(&r);
     else
         print_table(&r);
+    planner_close(&r.planning);
     learner_close(learner);
     model_close(model);
     native_pack_free(&r.native);

@@ -17,6 +17,8 @@ typedef struct {
     Home home;           /* of the base */
     DType form;          /* in which the base rests on the device */
     const DType *files;  /* [3] forms of the base's sources, in turn; NULL: DT_REAL */
+    bool host_trained;   /* masters, gradients and moments rest in host memory */
+    bool stash;          /* activations are parked there */
     real dropout;        /* before the adapters */
     const int64_t *rows; /* a BlocksRows; NULL: BLOCKS_ROWS */
 } BlocksKind;
@@ -111,6 +113,7 @@ static inline Blocks blocks_open(BlocksKind kind) {
     b.last_b = blocks_add(&b, N_BLOCKS + 1, "last.b", SHAPE(CHANNELS), kind.full);
     params_layout(b.params, NAMES, 1);
     params_rest(b.params, kind.home, kind.form);
+    if (kind.host_trained) params_rest_trained_on_host(b.params);
     blocks_fill(&b);
     return b;
 }
@@ -223,4 +226,5 @@ static inline void blocks_plan(const Blocks *b, Scene *s, const Recompute *polic
     plan_backward(s->plan, loss);
     plan_recompute(s->plan, policy, N_BLOCKS);
     plan_homes(s->plan, accumulate);
+    if (b->kind.stash) plan_stash(s->plan);
 }

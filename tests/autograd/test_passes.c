@@ -290,6 +290,55 @@ static void gathered_weights_keep_the_bits(void **state) {
     }
 }
 
+/* Base, masters and activations in host memory, alone and together. */
+static void host_homes_keep_the_bits(void **state) {
+    (void)state;
+    const Recompute *policies[] = {NONE, POLICIES[0], POLICIES[1]};
+    for (size_t k = 0; k < COUNT(KINDS); k++) {
+        Result want = run_blocks(KINDS[k], NONE, 1);
+        for (int where = 1; where < 8; where++)
+            for (int i = 0; i < 3; i++) {
+                BlocksKind kind = KINDS[k];
+                if (where & 1) kind.home = HOME_HOST;
+                kind.host_trained = where & 2;
+                kind.stash = where & 4;
+                expect_result("from the host", run_blocks(kind, policies[i], 2), want);
+            }
+        free(want.x);
+    }
+}
+
+/* Every value that crosses into the backward half is parked once and comes back once, and is not
+ * in the arena meanwhile; recomputed ones and the last segment's are not parked. */
+static void what_crosses_is_parked(void **state) {
+    (void)state;
+    BlocksKind kind = KINDS[0];
+    int64_t arena[2];
+    for (int stash = 0; stash < 2; stash++) {
+        kind.stash = stash;
+        Blocks b = blocks_open(kind);
+        Scene s = scene_open(31, b.params);
+        blocks_plan(&b, &s, NONE, 1);
+        assert_int_equal(count_steps(s.plan, STASH), count_steps(s.plan, FETCH));
+        assert_int_equal(count_steps(s.plan, STASH) > 0, stash);
+        int64_t parked = 0;
+        for (int i = 0; i < s.plan->n_steps; i++) {
+            const Step *step = &s.plan->steps[i];
+            if (step->phase != STASH) continue;
+            assert_true(step->host_offset % 256 == 0 && step->host_offset < s.plan->host_bytes);
+            parked += align_up((int64_t)tensor_bytes(step->parked), 256);
+            assert_true(step->parked->from->segment < N_BLOCKS);
+        }
+        assert_int_equal(s.plan->host_bytes, parked);
+        scene_place(&s);
+        check_plan(s.plan);
+        arena[stash] = s.plan->arena_bytes;
+        scene_close(&s);
+        blocks_close(&b);
+    }
+    assert_true(arena[1] < arena[0] * 7 / 10);
+}
+
 /* Each base bucket is gathered for the forward half and, but for the last that was used, again. */
 static void gathers_come_where_needed(void **state) {
     (void)state;
@@ -519,6 +568,8 @@ int main(void) {
         cmocka_unit_test(threads_do_not_change_the_bits),
         cmocka_unit_test(accumulation_is_a_sum_in_order),
         cmocka_unit_test(gathered_weights_keep_the_bits),
+        cmocka_unit_test(host_homes_keep_the_bits),
+        cmocka_unit_test(what_crosses_is_parked),
         cmocka_unit_test(gathers_come_where_needed),
         cmocka_unit_test(sealed_memory_aborts),
         cmocka_unit_test(consumed_memory_changes_owner),

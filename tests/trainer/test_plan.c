@@ -3,6 +3,7 @@
  * difference then shows in review. */
 #define _POSIX_C_SOURCE 200809L
 #include "tests/trainer/models.h"
+#include "trainer/planner.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -73,6 +74,59 @@ static void test_published(void **state) {
     free(text);
 }
 
+/* The planner's choices for budgets, and the least memory they promise. */
+static const struct {
+    const char *variant, *method, *device;
+    int world, zero;
+    double budget_gib;
+} BUDGETS[] = {{"2b", "lora", "rtx4090", 1, 0, 4},      {"5b", "lora", "rtx4090", 1, 0, 6},
+               {"1.5-5b", "lora", "rtx4090", 1, 0, 9},  {"5b", "full", "rtx4090", 1, 0, 12},
+               {"5b", "lora", "rtx4090", 1, 0, 0},      {"5b", "full", "h100", 8, 1, 0},
+               {"5b", "full", "h100", 16, 2, 0},        {"5b", "full", "h100", 64, 3, 0},
+               {"1.5-5b-i2v", "full", "h100", 64, 3, 0}};
+
+static void set_number(Config *c, const char *key, double value) {
+    char *text = xprintf("%.0f", value);
+    set(c, key, text);
+    free(text);
+}
+
+static void describe_budget(FILE *out, size_t i) {
+    static const char *const HOMES[] = {"usual", "device", "host", "ranks", "file"};
+    const Profile *device = profile_find(BUDGETS[i].device);
+    Config *c = published_config(BUDGETS[i].variant);
+    set(c, "method", BUDGETS[i].method);
+    set_number(c, "plan.world", BUDGETS[i].world);
+    set_number(c, "ranks.zero", BUDGETS[i].zero);
+    if (BUDGETS[i].budget_gib) set_number(c, "memory.budget", BUDGETS[i].budget_gib * (1 << 30));
+    int64_t available = available_bytes(c->memory.budget, device);
+    Planning p = planner_try(c, model_training(c), device, true, available);
+    const MemoryChoice *m = &p.tried[p.chosen];
+    assert_true(m->fits);
+    assert_true(m->bytes.total <= available);
+    fprintf(out,
+            "%-10s %-4s %-7s world %d zero %d budget %g GiB: recompute %d in %lld blocks, base %s, "
+            "optimizer %s, activations %s; device %lld B, host %lld B, %.3f s, without a limit "
+            "%.3f s\n",
+            BUDGETS[i].variant, BUDGETS[i].method, BUDGETS[i].device, BUDGETS[i].world,
+            BUDGETS[i].zero, BUDGETS[i].budget_gib, m->recompute, (long long)m->hard_blocks,
+            HOMES[m->base], HOMES[m->optimizer], HOMES[m->activations], (long long)m->bytes.total,
+            (long long)m->bytes.host, m->seconds, p.unlimited_seconds);
+    planner_close(&p);
+    config_free(c);
+}
+
+static void test_budgets(void **state) {
+    (void)state;
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    for (size_t i = 0; i < COUNT(BUDGETS); i++) describe_budget(out, i);
+    fclose(out);
+    compare_with_file(text, "tests/golden/plans/budgets.txt");
+    free(text);
+}
+
 /* First fit wastes little: the arena is at most a few per cent above what is alive at once. */
 static void test_arena_is_tight(void **state) {
     (void)state;
@@ -112,6 +166,7 @@ static void test_steps(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published),
+        cmocka_unit_test(test_budgets),
         cmocka_unit_test(test_arena_is_tight),
         cmocka_unit_test(test_steps),
     };
