@@ -105,8 +105,7 @@ void plan_homes(Plan *p, int accumulate) {
         }
         if (!g->bucket_grad[b]) continue;
         g->bucket_grad[b]->resident = !reduces;
-        if (reduces)
-            in[n++] = (Insert){scan.grad[b].backward_last + 1, n_buckets + b, reduce};
+        if (reduces) in[n++] = (Insert){scan.grad[b].backward_last + 1, n_buckets + b, reduce};
     }
     merge(p, in, n);
     free(in);
