@@ -100,7 +100,8 @@ static bool check_entry(const Adapter *a, Entry *n, Error *e) {
                          "lora_%s is not there. The file is incomplete: export it again.",
                          a->path, (n->a ? n->a : n->b)->name, n->module, n->a ? "B" : "A");
     n->rank = n->a->n_dims ? n->a->shape[0] : 0;
-    if (n->a->n_dims < 2 || n->b->n_dims < 2 || n->rank < 1 || n->b->shape[1] != n->rank)
+    if (n->a->n_dims < 2 || n->b->n_dims < 2 || !n->a->bytes || !n->b->bytes ||
+        n->b->shape[1] != n->rank)
         return error_set(e, EXIT_USER,
                          "%.300s: tensors \"%.120s\" and \"%.120s\": expected the shapes [r,K] and "
                          "[O,r] with one rank r of at least 1. Export the adapter again.",
@@ -121,7 +122,9 @@ static bool open_settings(Adapter *a, Error *e) {
     if (text) {
         a->prefix = "transformer.";
         a->settings = "lora_adapter_metadata";
-        ok = json_parse(&a->meta, text, strlen(text), file->path, e);
+        char *place = xprintf("%s: lora_adapter_metadata", file->path);
+        ok = json_parse(&a->meta, text, strlen(text), place, e);
+        free(place);
     } else if (!stat(config, &info)) {
         a->settings = "adapter_config.json";
         ok = json_open(&a->meta, config, e);
@@ -228,20 +231,29 @@ static bool no_such_linear(const Adapter *a, const Dit *d, const char *module, E
                      near.best ? near.best : "");
 }
 
+static bool check_shapes(const Adapter *a, const Entry *n, const Linear *l, Error *e) {
+    Shape want_a, want_b;
+    linear_adapter_shapes(l, n->rank, &want_a, &want_b);
+    const Weights *w = &a->weights;
+    bool good = weights_expect(w, n->a->name, want_a.rank, want_a.dim, NULL);
+    if (good && weights_expect(w, n->b->name, want_b.rank, want_b.dim, NULL)) return true;
+    char want[64];
+    return error_set(
+        e, EXIT_USER,
+        "%.300s: tensor \"%.120s\": expected the shape %s of an adapter of a layer of %lld x %lld "
+        "values, found one of %lld x %lld. It was made for another model.",
+        a->path, (good ? n->b : n->a)->name, shape_text(good ? want_b : want_a, want),
+        (long long)linear_out(l), (long long)linear_in(l),
+        (long long)(safetensors_count(n->b) / n->rank),
+        (long long)(safetensors_count(n->a) / n->rank));
+}
+
 bool adapter_attach(const Adapter *a, Dit *d, double dropout, Error *e) {
     for (int i = 0; i < a->n_entries; i++) {
         const Entry *n = &a->entries[i];
         Linear *l = (Linear *)find_linear(d, n->module);
         if (!l) return no_such_linear(a, d, n->module, e);
-        if (safetensors_count(n->a) != n->rank * linear_in(l) ||
-            safetensors_count(n->b) != n->rank * linear_out(l))
-            return error_set(
-                e, EXIT_USER,
-                "%.300s: tensor \"%.120s\": expected an adapter of a layer of %lld x "
-                "%lld values, found one of %lld x %lld. It was made for another model.",
-                a->path, n->a->name, (long long)linear_out(l), (long long)linear_in(l),
-                (long long)(safetensors_count(n->b) / n->rank),
-                (long long)(safetensors_count(n->a) / n->rank));
+        if (!check_shapes(a, n, l, e)) return false;
         lora_give(l, n->rank, n->alpha, dropout);
     }
     return true;

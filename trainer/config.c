@@ -33,8 +33,7 @@ typedef struct {
 /* What a user typed may hold control characters; a terminal must not obey them. */
 static void disarm(char *text) {
     for (; *text; text++)
-        if ((unsigned char)*text < 0x20 || *text == 0x7F)
-            *text = '?';
+        if ((unsigned char)*text < 0x20 || *text == 0x7F) *text = '?';
 }
 
 static bool complain(Error *e, const char *place, const char *path, const char *format, ...)
@@ -48,8 +47,7 @@ static bool complain(Error *e, const char *place, const char *path, const char *
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     error_set(e, EXIT_USER, "%.200s: %.80s%s%s", place, path, *path ? ": " : "", text);
-    if (e)
-        disarm(e->text);
+    if (e) disarm(e->text);
     return false;
 }
 
@@ -70,8 +68,7 @@ static const char *key_by_last_name(const char *path) {
     last = last ? last + 1 : path;
     for (int i = 0; i < CONFIG_KEYS; i++) {
         const char *dot = strrchr(CONFIG_TABLE[i].path, '.');
-        if (dot && !strcmp(dot + 1, last))
-            return CONFIG_TABLE[i].path;
+        if (dot && !strcmp(dot + 1, last)) return CONFIG_TABLE[i].path;
     }
     return NULL;
 }
@@ -79,10 +76,8 @@ static const char *key_by_last_name(const char *path) {
 /* The known key or section that an unknown path stands for, or NULL. */
 static const char *suggest(const char *path) {
     const char *names[CONFIG_KEYS + CONFIG_SECTIONS];
-    for (int i = 0; i < CONFIG_KEYS; i++)
-        names[i] = CONFIG_TABLE[i].path;
-    for (int i = 0; i < CONFIG_SECTIONS; i++)
-        names[CONFIG_KEYS + i] = CONFIG_SECTION_TABLE[i].name;
+    for (int i = 0; i < CONFIG_KEYS; i++) names[i] = CONFIG_TABLE[i].path;
+    for (int i = 0; i < CONFIG_SECTIONS; i++) names[CONFIG_KEYS + i] = CONFIG_SECTION_TABLE[i].name;
     const char *near = nearest_name(path, names, COUNT(names)), *same = key_by_last_name(path);
     bool sectionless = !strchr(path, '.'); /* other trainers' flat "rank": the section is missing */
     return same && (sectionless || !near) ? same : near;
@@ -90,8 +85,7 @@ static const char *suggest(const char *path) {
 
 static bool complain_unknown(Error *e, const char *place, const char *path) {
     const char *near = suggest(path);
-    if (near)
-        return complain(e, place, path, "no such key; did you mean '%s'?", near);
+    if (near) return complain(e, place, path, "no such key; did you mean '%s'?", near);
     return complain(e, place, path, "no such key; `cogsmith VERB --help` lists the keys");
 }
 
@@ -126,8 +120,7 @@ static bool complain_value(Error *e, const char *place, const Key *key, const ch
 /* Takes items[n] as the value of the key and remembers the place. `got` is what to quote. */
 static bool accept(Config *c, const Key *key, const char *const *items, int n, const char *place,
                    const char *got, Error *e) {
-    if (!key_set(c, key, items, n))
-        return complain_value(e, place, key, got);
+    if (!key_set(c, key, items, n)) return complain_value(e, place, key, got);
     char **slot = &c->places[key - CONFIG_TABLE];
     free(*slot);
     *slot = key_has_value(c, key) ? xstrdup(place) : NULL;
@@ -138,10 +131,8 @@ static bool accept(Config *c, const Key *key, const char *const *items, int n, c
 static yaml_mark_t mark_at(const char *text, size_t offset) {
     yaml_mark_t mark = {.index = offset};
     for (size_t i = 0; i < offset; i++) {
-        if (((unsigned char)text[i] & 0xC0) != 0x80)
-            mark.column++;
-        if (text[i] == '\n')
-            mark.line++, mark.column = 0;
+        if (((unsigned char)text[i] & 0xC0) != 0x80) mark.column++;
+        if (text[i] == '\n') mark.line++, mark.column = 0;
     }
     return mark;
 }
@@ -166,10 +157,8 @@ static const char *forbidden(const yaml_event_t *event) {
         anchor = event->data.sequence_start.anchor, tag = event->data.sequence_start.tag;
     if (event->type == YAML_MAPPING_START_EVENT)
         anchor = event->data.mapping_start.anchor, tag = event->data.mapping_start.tag;
-    if (anchor)
-        return "anchors (&name) are not taken; write the value where it is used";
-    if (tag)
-        return "tags (!name) are not taken; write the plain value";
+    if (anchor) return "anchors (&name) are not taken; write the value where it is used";
+    if (tag) return "tags (!name) are not taken; write the plain value";
     if (event->type == YAML_SCALAR_EVENT &&
         strlen((const char *)event->data.scalar.value) != event->data.scalar.length)
         return "a NUL character cannot be part of a key or value";
@@ -178,8 +167,7 @@ static const char *forbidden(const yaml_event_t *event) {
 
 static bool next_event(Reader *r, const char *path) {
     yaml_event_delete(&r->event);
-    if (!yaml_parser_parse(&r->parser, &r->event))
-        return complain_syntax(r);
+    if (!yaml_parser_parse(&r->parser, &r->event)) return complain_syntax(r);
     const char *why = forbidden(&r->event);
     return why ? complain_at(r, r->event.start_mark, path, why) : true;
 }
@@ -187,18 +175,15 @@ static bool next_event(Reader *r, const char *path) {
 static const char *scalar(const Reader *r) { return (const char *)r->event.data.scalar.value; }
 
 static bool is_null(const Reader *r) {
-    if (r->event.data.scalar.style != YAML_PLAIN_SCALAR_STYLE)
-        return false;
+    if (r->event.data.scalar.style != YAML_PLAIN_SCALAR_STYLE) return false;
     return !*scalar(r) || !strcmp(scalar(r), "~") || !strcmp(scalar(r), "null");
 }
 
 /* The items of a list that has begun, each of its own memory; false after a complaint. */
 static bool read_items(Reader *r, const char *path, char **items, int *n) {
     for (*n = 0;;) {
-        if (!next_event(r, path))
-            return false;
-        if (r->event.type == YAML_SEQUENCE_END_EVENT)
-            return true;
+        if (!next_event(r, path)) return false;
+        if (r->event.type == YAML_SEQUENCE_END_EVENT) return true;
         if (r->event.type != YAML_SCALAR_EVENT || is_null(r))
             return complain_at(r, r->event.start_mark, path,
                                "expected a plain value as item of the list; lists do not nest");
@@ -217,8 +202,7 @@ static bool read_list(Reader *r, const Key *key, const char *place) {
         ok = accept(r->config, key, (const char *const *)items, n, place, got, r->error);
         free(got);
     }
-    for (int i = 0; i < n; i++)
-        free(items[i]);
+    for (int i = 0; i < n; i++) free(items[i]);
     return ok;
 }
 
@@ -245,10 +229,8 @@ static bool read_mapping(Reader *r, const char *section);
 
 /* A section's value: a mapping of its keys, or nothing at all. */
 static bool read_section(Reader *r, const char *path) {
-    if (r->event.type == YAML_MAPPING_START_EVENT)
-        return read_mapping(r, path);
-    if (r->event.type == YAML_SCALAR_EVENT && is_null(r))
-        return true;
+    if (r->event.type == YAML_MAPPING_START_EVENT) return read_mapping(r, path);
+    if (r->event.type == YAML_SCALAR_EVENT && is_null(r)) return true;
     return complain_at(r, r->event.start_mark, path,
                        "expected its keys on the lines below, indented, as `key: value`");
 }
@@ -265,8 +247,7 @@ static bool read_key(Reader *r, const char *section, char path[CONFIG_KEY_BYTES]
     char *place = place_of(r, mark);
     const Seen *before = NULL;
     for (int i = 0; i < n_seen && !before; i++)
-        if (!strcmp(seen[i].path, full))
-            before = &seen[i];
+        if (!strcmp(seen[i].path, full)) before = &seen[i];
     if (dotted && known)
         complain(r->error, place, full,
                  "keys are nested in a file; write `%.*s:`, and the rest "
@@ -284,17 +265,13 @@ static bool read_key(Reader *r, const char *section, char path[CONFIG_KEY_BYTES]
 static bool read_mapping(Reader *r, const char *section) {
     Seen seen[KEYS_OF_SECTION];
     for (int n = 0;; n++) {
-        if (!next_event(r, section))
-            return false;
-        if (r->event.type == YAML_MAPPING_END_EVENT)
-            return true;
+        if (!next_event(r, section)) return false;
+        if (r->event.type == YAML_MAPPING_END_EVENT) return true;
         CHECK(n < KEYS_OF_SECTION, "section '%s' has more keys than that", section);
         char *path = seen[n].path;
-        if (!read_key(r, section, path, seen, n))
-            return false;
+        if (!read_key(r, section, path, seen, n)) return false;
         seen[n].line = (int)r->event.start_mark.line + 1;
-        if (!next_event(r, path))
-            return false;
+        if (!next_event(r, path)) return false;
         int index = key_index(path);
         if (!(index >= 0 ? read_value(r, &CONFIG_TABLE[index]) : read_section(r, path)))
             return false;
@@ -303,26 +280,21 @@ static bool read_mapping(Reader *r, const char *section) {
 
 /* Everything up to the first event inside the document; *empty when there is no document. */
 static bool begin_document(Reader *r, const char *path, bool *empty) {
-    if (!next_event(r, path) || !next_event(r, path))
-        return false;
+    if (!next_event(r, path) || !next_event(r, path)) return false;
     *empty = r->event.type == YAML_STREAM_END_EVENT;
     return *empty || next_event(r, path);
 }
 
 static bool end_document(Reader *r, const char *path) {
-    if (!next_event(r, path) || !next_event(r, path))
-        return false;
-    if (r->event.type == YAML_STREAM_END_EVENT)
-        return true;
+    if (!next_event(r, path) || !next_event(r, path)) return false;
+    if (r->event.type == YAML_STREAM_END_EVENT) return true;
     return complain_at(r, r->event.start_mark, path, "a second document begins; one is read");
 }
 
 static bool read_document(Reader *r) {
     bool empty;
-    if (!begin_document(r, "", &empty))
-        return false;
-    if (empty)
-        return true;
+    if (!begin_document(r, "", &empty)) return false;
+    if (empty) return true;
     return read_section(r, "") && end_document(r, "");
 }
 
@@ -341,8 +313,7 @@ static void reader_close(Reader *r) {
 static size_t utf8_length(const char *text, size_t bytes) {
     uint32_t code;
     size_t i = 0;
-    for (int n = 1; i < bytes && n; i += n)
-        n = utf8_decode(text + i, &code);
+    for (int n = 1; i < bytes && n; i += n) n = utf8_decode(text + i, &code);
     return i;
 }
 
@@ -375,8 +346,7 @@ bool config_read_file(Config *c, const char *path, Error *e) {
     char *text = xcalloc(FILE_BYTES + 1, 1);
     size_t bytes = fread(text, 1, FILE_BYTES + 1, file);
     bool ok = !ferror(file);
-    if (!ok)
-        complain(e, path, "", "cannot be read: %s; expected a YAML file", strerror(errno));
+    if (!ok) complain(e, path, "", "cannot be read: %s; expected a YAML file", strerror(errno));
     fclose(file);
     ok = ok && config_read_text(c, text, bytes, path, e);
     free(text);
@@ -395,8 +365,7 @@ static bool assign_list(Config *c, const Key *key, const char *text, const char 
 }
 
 static bool assign_text(Config *c, const Key *key, const char *text, const char *place, Error *e) {
-    if (key_is_list(key))
-        return assign_list(c, key, text, place, e);
+    if (key_is_list(key)) return assign_list(c, key, text, place, e);
     return accept(c, key, &text, 1, place, text, e);
 }
 
@@ -405,8 +374,7 @@ bool config_assign(Config *c, const char *assignment, Error *e) {
     bool valid = !assignment[utf8_length(assignment, strlen(assignment))];
     char *value = strchr(path, '=');
     bool ok = false;
-    if (value)
-        *value++ = 0;
+    if (value) *value++ = 0;
     int index = key_index(path);
     if (!valid)
         complain(e, place, "", "not UTF-8; give the value in a file saved as UTF-8");
@@ -428,8 +396,7 @@ Config *config_new(void) {
     c->places = xcalloc(CONFIG_KEYS, sizeof *c->places);
     for (int i = 0; i < CONFIG_KEYS; i++) {
         const Key *key = &CONFIG_TABLE[i];
-        if (!key->text)
-            continue;
+        if (!key->text) continue;
         Error e = {0};
         bool ok = assign_text(c, key, key->text, "default", &e);
         CHECK(ok, "%s", e.text);
@@ -444,8 +411,7 @@ void config_free(Config *c) {
         key_unset(c, &CONFIG_TABLE[i]);
         free(c->places[i]);
     }
-    if (c)
-        free(c->places);
+    if (c) free(c->places);
     free(c);
 }
 
@@ -485,7 +451,6 @@ void config_die(const Config *c, const char *path, const char *format, ...) {
 
 void config_require(const Config *c, const char *path, const char *verb) {
     const Key *key = &CONFIG_TABLE[known_index(path)];
-    if (key_has_value(c, key))
-        return;
+    if (key_has_value(c, key)) return;
     die("%s: needed by %s; give it as %s=... or in the config file", path, verb, path);
 }

@@ -14,8 +14,7 @@ static int print_sections(FILE *out, const char *last, const char *path) {
     int depth = 0;
     size_t begin = 0;
     for (size_t i = 0; path[i]; i++) {
-        if (path[i] != '.')
-            continue;
+        if (path[i] != '.') continue;
         if (strncmp(last, path, i + 1))
             fprintf(out, "%*s%.*s:\n", 2 * depth, "", (int)(i - begin), path + begin);
         begin = i + 1;
@@ -26,8 +25,7 @@ static int print_sections(FILE *out, const char *last, const char *path) {
 
 static void print_section_doc(FILE *out, const char *last, const char *path) {
     size_t n = strcspn(path, ".");
-    if (!strncmp(last, path, n) && last[n] == path[n])
-        return;
+    if (!strncmp(last, path, n) && last[n] == path[n]) return;
     for (int i = 0; i < CONFIG_SECTIONS; i++) {
         const Section *section = &CONFIG_SECTION_TABLE[i];
         if (strlen(section->name) == n && !strncmp(section->name, path, n))
@@ -63,8 +61,7 @@ char *config_dump(const Config *c) {
 static bool has_word(const char *names, const char *name) {
     size_t n = strlen(name);
     for (const char *at = names; (at = strstr(at, name)); at += n)
-        if ((at == names || at[-1] == ' ') && (at[n] == ' ' || !at[n]))
-            return true;
+        if ((at == names || at[-1] == ' ') && (at[n] == ' ' || !at[n])) return true;
     return false;
 }
 
@@ -82,8 +79,7 @@ static void print_key_help(const Key *key) {
 void config_help(const char *sections) {
     for (int i = 0; i < CONFIG_SECTIONS; i++) {
         const Section *section = &CONFIG_SECTION_TABLE[i];
-        if (!has_word(sections, section->name))
-            continue;
+        if (!has_word(sections, section->name)) continue;
         printf("\n%s: %s\n", section->name, section->doc);
         for (int k = 0; k < CONFIG_KEYS; k++) {
             const char *path = CONFIG_TABLE[k].path;

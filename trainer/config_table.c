@@ -205,15 +205,13 @@ const Key CONFIG_TABLE[CONFIG_KEYS] = {
 
 int key_index(const char *path) {
     for (int i = 0; i < CONFIG_KEYS; i++)
-        if (!strcmp(CONFIG_TABLE[i].path, path))
-            return i;
+        if (!strcmp(CONFIG_TABLE[i].path, path)) return i;
     return -1;
 }
 
 bool key_is_section(const char *path) {
     size_t n = strlen(path);
     for (int i = 0; i < CONFIG_KEYS; i++)
-        if (!strncmp(CONFIG_TABLE[i].path, path, n) && CONFIG_TABLE[i].path[n] == '.')
-            return true;
+        if (!strncmp(CONFIG_TABLE[i].path, path, n) && CONFIG_TABLE[i].path[n] == '.') return true;
     return false;
 }

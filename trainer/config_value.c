@@ -21,10 +21,8 @@ static const void *field_of(const Config *c, const Key *key) {
 
 /* Bytes of a character by its first one; 0 for bytes that begin none. */
 static int utf8_bytes(unsigned char first) {
-    if (first < 0x80)
-        return 1;
-    if (first < 0xC2 || first > 0xF4)
-        return 0;
+    if (first < 0x80) return 1;
+    if (first < 0xC2 || first > 0xF4) return 0;
     return first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
 }
 
@@ -33,8 +31,7 @@ int utf8_decode(const char *s, uint32_t *code) {
     int n = utf8_bytes(u[0]);
     *code = n == 1 ? u[0] : u[0] & (0x7F >> n);
     for (int i = 1; i < n; i++) {
-        if ((u[i] & 0xC0) != 0x80)
-            return 0;
+        if ((u[i] & 0xC0) != 0x80) return 0;
         *code = *code << 6 | (u[i] & 0x3F);
     }
     bool overlong = (n == 3 && *code < 0x800) || (n == 4 && *code < 0x10000);
@@ -45,8 +42,7 @@ int utf8_decode(const char *s, uint32_t *code) {
 /* Digits with a sign, nothing around them; exact. */
 static bool read_int(const char *text, int64_t *value) {
     size_t digits = text[0] == '-' ? 1 : 0;
-    if (!text[digits] || text[digits + strspn(text + digits, "0123456789")])
-        return false;
+    if (!text[digits] || text[digits + strspn(text + digits, "0123456789")]) return false;
     errno = 0;
     *value = strtoll(text, NULL, 10);
     return errno == 0;
@@ -54,8 +50,7 @@ static bool read_int(const char *text, int64_t *value) {
 
 /* Decimal and finite; neither hexadecimal, nor rounded to 0 or infinity. */
 static bool read_float(const char *text, double *value) {
-    if (!text[0] || text[strspn(text, "0123456789.+-eE")])
-        return false;
+    if (!text[0] || text[strspn(text, "0123456789.+-eE")]) return false;
     char *end;
     errno = 0;
     *value = strtod(text, &end);
@@ -65,12 +60,10 @@ static bool read_float(const char *text, double *value) {
 static bool read_size(const char *text, int64_t *bytes) {
     size_t digits = strspn(text, "0123456789");
     char number[24];
-    if (digits >= sizeof number)
-        return false;
+    if (digits >= sizeof number) return false;
     memcpy(number, text, digits);
     number[digits] = 0;
-    if (!read_int(number, bytes))
-        return false;
+    if (!read_int(number, bytes)) return false;
     for (size_t i = 0; i < COUNT(UNITS); i++)
         if (!strcmp(text + digits, UNITS[i].unit))
             return !__builtin_mul_overflow(*bytes, UNITS[i].bytes, bytes);
@@ -86,8 +79,7 @@ static bool read_bool(const char *text, bool *value) {
 static const char *choice_at(const char *choices, int i, int *length) {
     for (; i > 0; i--) {
         choices += strcspn(choices, "|");
-        if (!*choices++)
-            return NULL;
+        if (!*choices++) return NULL;
     }
     *length = (int)strcspn(choices, "|");
     return choices;
@@ -97,8 +89,7 @@ static bool read_choice(const char *choices, const char *text, int *value) {
     int length;
     const char *name;
     for (int i = 0; (name = choice_at(choices, i, &length)); i++) {
-        if ((int)strlen(text) != length || strncmp(text, name, length))
-            continue;
+        if ((int)strlen(text) != length || strncmp(text, name, length)) continue;
         *value = i;
         return true;
     }
@@ -108,14 +99,12 @@ static bool read_choice(const char *choices, const char *text, int *value) {
 static bool read_device(const char *text, DeviceChoice *device) {
     int64_t index = -1;
     if (!strncmp(text, "cuda:", 5)) {
-        if (!read_int(text + 5, &index) || index < 0 || index > 1023)
-            return false;
+        if (!read_int(text + 5, &index) || index < 0 || index > 1023) return false;
         *device = (DeviceChoice){DEVICE_CUDA, (int)index};
         return true;
     }
     int kind;
-    if (!read_choice("auto|cpu|cuda", text, &kind))
-        return false;
+    if (!read_choice("auto|cpu|cuda", text, &kind)) return false;
     *device = (DeviceChoice){kind, -1};
     return true;
 }
@@ -125,12 +114,10 @@ static bool in_range(const Key *key, double value) {
 }
 
 static bool set_floats(Config *c, const Key *key, const char *const *items, int n) {
-    if (n != key->count)
-        return false;
+    if (n != key->count) return false;
     FloatList list = {xcalloc(n, sizeof *list.items), n};
     for (int i = 0; i < n; i++) {
-        if (read_float(items[i], &list.items[i]) && in_range(key, list.items[i]))
-            continue;
+        if (read_float(items[i], &list.items[i]) && in_range(key, list.items[i])) continue;
         free(list.items);
         return false;
     }
@@ -141,21 +128,17 @@ static bool set_floats(Config *c, const Key *key, const char *const *items, int 
 
 static bool set_strings(Config *c, const Key *key, const char *const *items, int n) {
     for (int i = 0; i < n; i++)
-        if (!*items[i])
-            return false;
-    if (!n)
-        return false;
+        if (!*items[i]) return false;
+    if (!n) return false;
     StringList list = {xcalloc(n, sizeof *list.items), n};
-    for (int i = 0; i < n; i++)
-        list.items[i] = xstrdup(items[i]);
+    for (int i = 0; i < n; i++) list.items[i] = xstrdup(items[i]);
     key_unset(c, key);
     memcpy((char *)c + key->offset, &list, sizeof list);
     return true;
 }
 
 static bool set_string(Config *c, const Key *key, const char *text) {
-    if (key->type == KEY_PATH && !*text)
-        return false;
+    if (key->type == KEY_PATH && !*text) return false;
     char *copy = xstrdup(text);
     key_unset(c, key);
     memcpy((char *)c + key->offset, &copy, sizeof copy);
@@ -172,20 +155,14 @@ static bool set_number(Config *c, const Key *key, const char *text) {
     } value;
     size_t bytes = sizeof value.i;
     bool ok = false;
-    if (key->type == KEY_INT)
-        ok = read_int(text, &value.i) && in_range(key, (double)value.i);
-    if (key->type == KEY_SIZE)
-        ok = read_size(text, &value.i) && in_range(key, (double)value.i);
-    if (key->type == KEY_FLOAT)
-        ok = read_float(text, &value.f) && in_range(key, value.f);
-    if (key->type == KEY_BOOL)
-        ok = read_bool(text, &value.b), bytes = sizeof value.b;
+    if (key->type == KEY_INT) ok = read_int(text, &value.i) && in_range(key, (double)value.i);
+    if (key->type == KEY_SIZE) ok = read_size(text, &value.i) && in_range(key, (double)value.i);
+    if (key->type == KEY_FLOAT) ok = read_float(text, &value.f) && in_range(key, value.f);
+    if (key->type == KEY_BOOL) ok = read_bool(text, &value.b), bytes = sizeof value.b;
     if (key->type == KEY_CHOICE)
         ok = read_choice(key->choices, text, &value.choice), bytes = sizeof value.choice;
-    if (key->type == KEY_DEVICE)
-        ok = read_device(text, &value.device), bytes = sizeof value.device;
-    if (ok)
-        memcpy((char *)c + key->offset, &value, bytes);
+    if (key->type == KEY_DEVICE) ok = read_device(text, &value.device), bytes = sizeof value.device;
+    if (ok) memcpy((char *)c + key->offset, &value, bytes);
     return ok;
 }
 
@@ -194,10 +171,8 @@ static bool is_text(const Key *key) { return key->type == KEY_STRING || key->typ
 bool key_is_list(const Key *key) { return key->type == KEY_FLOATS || key->type == KEY_STRINGS; }
 
 bool key_set(Config *c, const Key *key, const char *const *items, int n) {
-    if (key->type == KEY_FLOATS)
-        return set_floats(c, key, items, n);
-    if (key->type == KEY_STRINGS)
-        return set_strings(c, key, items, n);
+    if (key->type == KEY_FLOATS) return set_floats(c, key, items, n);
+    if (key->type == KEY_STRINGS) return set_strings(c, key, items, n);
     if (!key->text && (!*items[0] || (!is_text(key) && !strcmp(items[0], "auto")))) {
         key_unset(c, key);
         return true;
@@ -206,12 +181,9 @@ bool key_set(Config *c, const Key *key, const char *const *items, int n) {
 }
 
 bool key_has_value(const Config *c, const Key *key) {
-    if (key->text)
-        return true;
-    if (is_text(key))
-        return *(char *const *)field_of(c, key) != NULL;
-    if (key->type == KEY_FLOAT)
-        return *(const double *)field_of(c, key) != 0;
+    if (key->text) return true;
+    if (is_text(key)) return *(char *const *)field_of(c, key) != NULL;
+    if (key->type == KEY_FLOAT) return *(const double *)field_of(c, key) != 0;
     return *(const int64_t *)field_of(c, key) != 0;
 }
 
@@ -222,8 +194,7 @@ void key_unset(Config *c, const Key *key) {
         *(char **)field = NULL;
     } else if (key->type == KEY_STRINGS) {
         StringList *list = field;
-        for (int i = 0; i < list->count; i++)
-            free(list->items[i]);
+        for (int i = 0; i < list->count; i++) free(list->items[i]);
         free(list->items);
         *list = (StringList){0};
     } else if (key->type == KEY_FLOATS) {
@@ -241,16 +212,14 @@ static void print_float(FILE *out, double value) {
     char text[32];
     for (int digits = 15; digits <= 17; digits++) {
         snprintf(text, sizeof text, "%.*g", digits, value);
-        if (strtod(text, NULL) == value)
-            break;
+        if (strtod(text, NULL) == value) break;
     }
     fputs(text, out);
 }
 
 static void print_size(FILE *out, int64_t bytes) {
     size_t i = 0;
-    while (bytes % UNITS[i].bytes)
-        i++;
+    while (bytes % UNITS[i].bytes) i++;
     fprintf(out, "%lld%s", (long long)(bytes / UNITS[i].bytes), UNITS[i].unit);
 }
 
@@ -279,8 +248,7 @@ static void print_list(FILE *out, const Config *c, const Key *key) {
     int n = key->type == KEY_STRINGS ? strings->count : floats->count;
     fputc('[', out);
     for (int i = 0; i < n; i++) {
-        if (i)
-            fputs(", ", out);
+        if (i) fputs(", ", out);
         if (key->type == KEY_STRINGS)
             print_quoted(out, strings->items[i]);
         else
@@ -298,8 +266,7 @@ static void print_choice(FILE *out, const char *choices, int i) {
 
 static void print_device(FILE *out, const DeviceChoice *device) {
     print_choice(out, "auto|cpu|cuda", (int)device->kind);
-    if (device->index >= 0)
-        fprintf(out, ":%d", device->index);
+    if (device->index >= 0) fprintf(out, ":%d", device->index);
 }
 
 char *key_format(const Config *c, const Key *key) {
@@ -344,16 +311,14 @@ static void print_range(FILE *out, const Key *key) {
     fputs(key->max >= KEY_NO_MAX ? ", " : " from ", out);
     print_float(out, key->min);
     fputs(key->max >= KEY_NO_MAX ? " or more" : " to ", out);
-    if (key->max < KEY_NO_MAX)
-        print_float(out, key->max);
+    if (key->max < KEY_NO_MAX) print_float(out, key->max);
 }
 
 static void print_choices(FILE *out, const char *choices) {
     int length, next;
     for (int i = 0;; i++) {
         const char *name = choice_at(choices, i, &length);
-        if (!name)
-            return;
+        if (!name) return;
         const char *between = !i ? "" : choice_at(choices, i + 1, &next) ? ", " : " or ";
         fprintf(out, "%s%.*s", between, length, name);
     }

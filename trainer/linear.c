@@ -9,11 +9,17 @@ int64_t linear_out(const Linear *l) { return l->shape.dim[0]; }
 
 int64_t linear_in(const Linear *l) { return shape_count(l->shape) / l->shape.dim[0]; }
 
+void linear_adapter_shapes(const Linear *l, int64_t rank, Shape *a, Shape *b) {
+    *a = l->shape;
+    a->dim[0] = rank;
+    *b = SHAPE(l->shape.dim[0], rank);
+    for (int i = 2; i < a->rank; i++) b->dim[b->rank++] = 1;
+}
+
 void linear_add_adapter(ParamSet *p, Linear *l) {
     if (!l->rank) return;
-    Shape a = l->shape, b = SHAPE(l->shape.dim[0], l->rank);
-    a.dim[0] = l->rank;
-    for (int i = 2; i < a.rank; i++) b.dim[b.rank++] = 1;
+    Shape a, b;
+    linear_adapter_shapes(l, l->rank, &a, &b);
     char *name_a = xprintf("%s.lora_A.weight", l->module);
     char *name_b = xprintf("%s.lora_B.weight", l->module);
     l->lora_a = params_add(p, name_a, a, l->block, !l->frozen);

@@ -27,6 +27,8 @@ typedef struct {
 int64_t linear_out(const Linear *l);
 int64_t linear_in(const Linear *l);
 
+/* The shapes of an adapter of some rank. */
+void linear_adapter_shapes(const Linear *l, int64_t rank, Shape *a, Shape *b);
 /* Adds the adapter's parameters where there is an adapter. */
 void linear_add_adapter(ParamSet *p, Linear *l);
 

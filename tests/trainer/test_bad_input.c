@@ -334,6 +334,7 @@ static const struct {
     {RESHAPED(LORA "A.weight", 2, 2, 128),
      true,
      {LORA "A.weight", "expected the shapes [r,K] and [O,r]"}},
+    {RESHAPED(LORA "A.weight", 4, 4, 16, 2, 2), false, {LORA "A.weight", "the shape [4,64]"}},
     {RESHAPED(LORA "A.weight", 1, 256), true, {"expected the shapes [r,K] and [O,r]"}},
     {WITH_LAST(LORA "B.weight", 0x7fc00000),
      true,
@@ -365,7 +366,7 @@ static void test_foreign_adapters(void **state) {
         const char *parts[6];
     } FOREIGN[] = {
         {"5b",
-         {"attn1.to_k.lora_A.weight", "expected an adapter of a layer of 64 x 64 values",
+         {"attn1.to_k.lora_A.weight", "expected the shape [4,64]", "a layer of 64 x 64 values",
           "found one of 128 x 128", "another model"}},
         {"1.5-5b",
          {"transformer_blocks.2.attn1.to_k", "expected a linear layer of this transformer",
