@@ -108,7 +108,7 @@ void planner_close(Planning *p) {
 }
 
 static const char *home_name(PlaceChoice place) {
-    static const char *const NAMES[] = {"auto", "device", "host", "ranks", "file"};
+    static const char *const NAMES[] = {"their usual home", "device", "host", "ranks", "file"};
     return NAMES[place];
 }
 
@@ -117,7 +117,7 @@ void planner_apply(Config *c, const Planning *p, int64_t available) {
     double gib = 1 << 30;
     if (c->memory.budget && !m->fits)
         config_die(c, "memory.budget",
-                   "%.2f GiB is too little: the least possible is %.2f GiB, with base weights at "
+                   "%.3f GiB is too little: the least possible is %.3f GiB, with base weights at "
                    "%s, the optimizer at %s, activations at %s and every block recomputed. Fewer "
                    "frames, a smaller size, batch or rank need less",
                    (double)c->memory.budget / gib,
@@ -126,4 +126,14 @@ void planner_apply(Config *c, const Planning *p, int64_t available) {
     c->memory.base.home = m->base;
     c->memory.optimizer.home = m->optimizer;
     c->memory.activations.home = m->activations;
+}
+
+void planner_decide(Config *c, Training training) {
+    int64_t available = available_bytes(c->memory.budget, NULL), world = c->plan.world;
+    if (!c->memory.budget) return;
+    c->plan.world = comm_world_size();
+    Planning p = planner_try(c, training, profile_find("cpu"), false, available);
+    planner_apply(c, &p, available);
+    planner_close(&p);
+    c->plan.world = world;
 }

@@ -33,5 +33,8 @@ void planner_close(Planning *p);
  * memory.budget, saying the least that would, and how. */
 void planner_apply(Config *c, const Planning *p, int64_t available);
 
+/* For a run on this machine with memory.budget set: tries and applies, the same on every rank. */
+void planner_decide(Config *c, Training training);
+
 /* Of one optimizer step of a planned learner: micro-steps, and the update where it runs. */
 double predicted_seconds(const Config *c, const Profile *profile, const Learner *l);
