@@ -27,10 +27,10 @@ typedef struct {
 typedef struct {
     const Variant *variant;
     Method method;
-    const char *recompute, *home;
-    int accumulate; /* micro-steps in a step, by the plan */
-    int steps;      /* optimizer steps */
-    int n_packs;    /* micro-step i is pack i % n_packs */
+    const char *recompute, *home, *optimizer, *activations; /* memory.*; NULL: the usual */
+    int accumulate;                                         /* micro-steps in a step, by the plan */
+    int steps;                                              /* optimizer steps */
+    int n_packs;                                            /* micro-step i is pack i % n_packs */
     Ids pack[3];
 } Setting;
 
@@ -85,6 +85,8 @@ static Config *config_of(const Setting *s) {
     set(c, "train.learning_rate", "1e-2");
     set(c, "memory.recompute", s->recompute ? s->recompute : "none");
     set(c, "memory.base.home", s->home ? s->home : "auto");
+    set(c, "memory.optimizer.home", s->optimizer ? s->optimizer : "auto");
+    set(c, "memory.activations.home", s->activations ? s->activations : "auto");
     if (s->method == ADAPTER_DROPOUT) set(c, "lora.dropout", "0.3");
     if (s->method == ADAPTER_EVERYWHERE)
         set(c, "lora.target_modules",
@@ -175,6 +177,16 @@ static void lesson_step(Lesson *l, int step) {
     optim_step(m->params, c, c->learning_rate, norm, step + 1, &m->memory, m->stream);
 }
 
+/* What lies in host memory, and what went there and came from there in the last micro-step, is what
+ * the plan says. */
+static void expect_host(const Lesson *l, int shape, int64_t copied_before) {
+    const Memory *host = &l->model->host;
+    int64_t copied = host->copied_bytes - copied_before;
+    assert_int_equal(host->bytes, learner_bytes(l->learner).host);
+    assert_int_equal(host->peak_bytes, host->bytes);
+    assert_int_equal(copied, (int64_t)plan_cost(l->learner->shaped[shape].plan, -1).copied);
+}
+
 /* The whole run of a setting. */
 static Result learn(Setting s) {
     Lesson l = lesson_open(&s);
@@ -183,7 +195,9 @@ static Result learn(Setting s) {
     for (int step = 0; step < MAX(s.steps, 1); step++) {
         for (int i = 0; i < micros; i++) {
             int shape = (step * micros + i) % s.n_packs;
+            int64_t copied = l.model->host.copied_bytes;
             lesson_micro(&l, shape, step, i, micros, &r);
+            expect_host(&l, shape, copied);
             assert_int_equal(l.learner->shaped[shape].run->high_water_bytes,
                              l.learner->shaped[shape].plan->arena_bytes);
         }
@@ -230,6 +244,27 @@ static void passes_and_repeats_keep_the_bits(void **state) {
             expect_result(&s, "block", learn(s), want);
             s.home = "device";
             expect_result(&s, "block, on the device", learn(s), want);
+            free(want.x);
+        }
+}
+
+/* Base weights, optimizer and activations in host memory, one by one and together. */
+static void host_homes_keep_the_bits(void **state) {
+    (void)state;
+    static const Method METHODS[] = {ADAPTER_DROPOUT, FULL};
+    for (size_t v = 0; v < COUNT(VARIANTS); v++)
+        for (size_t m = 0; m < COUNT(METHODS); m++) {
+            Setting s = setting_of(v, METHODS[m]);
+            s.accumulate = 2;
+            Result want = learn(s);
+            for (int where = 1; where < 8; where++) {
+                if (where != 7 && where & (where - 1)) continue;
+                s.home = where & 1 ? "host" : NULL;
+                s.optimizer = where & 2 ? "host" : NULL;
+                s.activations = where & 4 ? "host" : NULL;
+                s.recompute = where == 7 ? "selective" : NULL;
+                expect_result(&s, "from the host", learn(s), want);
+            }
             free(want.x);
         }
 }
@@ -319,6 +354,7 @@ int main(void) {
     omp_set_num_threads(1); /* these sizes are too small for more */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(passes_and_repeats_keep_the_bits),
+        cmocka_unit_test(host_homes_keep_the_bits),
         cmocka_unit_test(threads_do_not_change_the_bits),
         cmocka_unit_test(packed_is_as_alone),
         cmocka_unit_test(accumulation_is_a_sum_in_order),
