@@ -34,7 +34,7 @@ static void format_seconds(double seconds, char *text, size_t size) {
 static int format_rate(const Progress *p, double seconds, char *text, size_t size) {
     double n = p->done - p->begun;
     if (n <= 0 || seconds <= 0) return 0;
-    if (n >= seconds) return snprintf(text, size, ", %.4g %s/s", n / seconds, p->unit);
+    if (n >= seconds) return snprintf(text, size, ", %.3g %s/s", n / seconds, p->unit);
     return snprintf(text, size, ", %.3g s each", seconds / n);
 }
 
@@ -65,15 +65,26 @@ static void clear_bar(Progress *p) {
     p->drawn = false;
 }
 
-static void draw_bar(Progress *p, double now) {
-    char line[LINE_BYTES] = "", cells[BAR_CELLS + 1] = "";
+/* "training [####......] 42% ", in at most `room` characters: the bar shrinks, or goes. */
+static void format_bar(const Progress *p, int room, char *line) {
+    enum { LEAST_CELLS = 5 };
+    char cells[BAR_CELLS + 1] = "";
     double share = p->total > 0 ? MIN(MAX(p->done / p->total, 0), 1) : 0;
-    for (int i = 0; i < BAR_CELLS; i++) cells[i] = i < (int)(share * BAR_CELLS) ? '#' : '.';
-    snprintf(line, sizeof line, "%s ", p->what);
-    if (p->total > 0) snprintf(end_of(line), room_of(line), "[%s] %2.0f%% ", cells, 100 * share);
-    format_state(p, now, line);
+    int n = MIN(BAR_CELLS, room - (int)strlen(p->what) - (int)strlen(" [] 42% "));
+    for (int i = 0; i < n; i++) cells[i] = i < (int)(share * n) ? '#' : '.';
+    if (p->total > 0 && n >= LEAST_CELLS)
+        snprintf(line, LINE_BYTES, "%s [%s] %2.0f%% ", p->what, cells, 100 * share);
+    else if (room > (int)strlen(p->what))
+        snprintf(line, LINE_BYTES, "%s ", p->what);
+}
+
+static void draw_bar(Progress *p, double now) {
+    char line[LINE_BYTES] = "", state[LINE_BYTES] = "";
     struct winsize window;
     int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) || !window.ws_col ? 80 : window.ws_col;
+    format_state(p, now, state);
+    format_bar(p, columns - 1 - (int)strlen(state), line);
+    snprintf(end_of(line), room_of(line), "%s", state);
     fprintf(stderr, "\r%.*s\033[K", columns - 1, line);
     fflush(stderr);
     p->drawn = true;
