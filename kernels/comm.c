@@ -83,6 +83,7 @@ Comm *comm_recording(int rank, int size) {
     *c = (Comm){.rank = rank,
                 .size = size,
                 .name = "recording",
+                .recording = true,
                 .all_gather = record_all_gather,
                 .reduce_scatter = record_reduce_scatter,
                 .all_to_all = record_all_to_all,

@@ -22,6 +22,7 @@ typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_TO_ALL, COMM_KINDS
 struct Comm {
     int rank, size;
     const char *name;
+    bool recording; /* the other ranks are not there: what they hold is not known */
     /* all[r * count + i] = rank r's mine[i]; mine may be this rank's own place in all. */
     void (*all_gather)(Comm *c, Stream *s, DType type, int64_t count, const void *mine, void *all);
     /* mine[i] = sum over r, in order, of rank r's all[rank * count + i]; mine may be its own place
@@ -40,6 +41,8 @@ Comm *comm_self(void);
 Comm *comm_world(double timeout_s);
 /* How many ranks mpirun started, known before they meet; 1: none. */
 int comm_world_size(void);
+/* The same of those on this machine. */
+int comm_local_size(void);
 /* Rank `rank` of `size` ranks that are not there. */
 Comm *comm_recording(int rank, int size);
 void comm_close(Comm *c);

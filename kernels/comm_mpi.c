@@ -199,10 +199,14 @@ static bool launched(void) {
     return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
 }
 
-int comm_world_size(void) {
-    const char *size = getenv("OMPI_COMM_WORLD_SIZE");
+static int started(const char *name) {
+    const char *size = getenv(name);
     return size ? MAX(1, atoi(size)) : 1;
 }
+
+int comm_world_size(void) { return started("OMPI_COMM_WORLD_SIZE"); }
+
+int comm_local_size(void) { return started("OMPI_COMM_WORLD_LOCAL_SIZE"); }
 
 static void start_failed(int signal) {
     static const char TEXT[] =

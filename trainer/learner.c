@@ -86,11 +86,22 @@ static void choose_recompute(Learner *l, const Config *c, const Pack *packs, int
     plan_all(l, c, packs, n, choice, layers);
 }
 
+/* What every rank has: all of them must choose alike. */
+static int64_t least_available(const Model *m, int64_t available) {
+    if (m->comm->size == 1 || m->comm->recording) return available;
+    double mine = (double)MIN(available, INT64_C(1) << 60), *all = xcalloc((size_t)m->comm->size, sizeof *all);
+    m->comm->all_gather(m->comm, m->stream, DT_F64, 1, &mine, all);
+    for (int i = 0; i < m->comm->size; i++) mine = MIN(mine, all[i]);
+    free(all);
+    return (int64_t)mine;
+}
+
 Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
                      int64_t available) {
     Learner *l = xcalloc(1, sizeof *l);
     l->model = m;
     l->trains = trains;
+    available = least_available(m, available);
     l->policy = xcalloc((size_t)m->dit->config.layers + 1, sizeof *l->policy);
     l->shaped = xcalloc((size_t)n_packs, sizeof *l->shaped);
     if (c->memory.recompute == MEMORY_RECOMPUTE_AUTO)

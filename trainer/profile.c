@@ -2,6 +2,8 @@
 #define _DEFAULT_SOURCE
 #include "trainer/profile.h"
 
+#include "kernels/comm.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,7 +51,8 @@ int64_t available_bytes(int64_t budget, const Profile *profile) {
     int64_t context = here ? CPU_CONTEXT_BYTES : profile->context_bytes;
     if (budget) return budget - context;
     if (!here) return profile->memory_bytes - context;
-    return (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE) - context;
+    int64_t free_bytes = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    return free_bytes / comm_local_size() - context;
 }
 
 enum { EDGE = 768, HEADS = 4, HEAD = 64, TRIES = 3, COPY = 1 << 24 };

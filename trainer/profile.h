@@ -22,7 +22,7 @@ typedef struct {
 enum { CPU_CONTEXT_BYTES = 40 << 20 };
 
 /* What plans may use of a device: memory.budget where it is set, else what the device has (of this
- * machine, what is free now), less the context. profile NULL: this machine. */
+ * machine, this rank's part of what is free now), less the context. profile NULL: this machine. */
 int64_t available_bytes(int64_t budget, const Profile *profile);
 
 /* A named device, or NULL. */
