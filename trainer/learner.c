@@ -89,7 +89,8 @@ static void choose_recompute(Learner *l, const Config *c, const Pack *packs, int
 /* What every rank has: all of them must choose alike. */
 static int64_t least_available(const Model *m, int64_t available) {
     if (m->comm->size == 1 || m->comm->recording) return available;
-    double mine = (double)MIN(available, INT64_C(1) << 60), *all = xcalloc((size_t)m->comm->size, sizeof *all);
+    double mine = (double)MIN(available, INT64_C(1) << 60);
+    double *all = xcalloc((size_t)m->comm->size, sizeof *all);
     m->comm->all_gather(m->comm, m->stream, DT_F64, 1, &mine, all);
     for (int i = 0; i < m->comm->size; i++) mine = MIN(mine, all[i]);
     free(all);

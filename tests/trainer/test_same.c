@@ -1,0 +1,133 @@
+/* Ranks of different programs, configurations or data are refused at the start, by name.
+ *
+ * The program is its own worker: `test_same SAMPLES [setting ...]` is a rank that has these samples
+ * and this configuration; mpirun starts ranks with different ones. */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "tests/trainer/program.h"
+#include "trainer/same.h"
+
+static char *folder, *self;
+
+static int worker(char **args) {
+    Config *config = config_new();
+    Error e;
+    for (char **setting = args + 1; *setting; setting++)
+        if (!config_assign(config, *setting, &e)) die_error(&e);
+    Comm *c = comm_world(20);
+    ranks_agree_to_start(c, config);
+    ranks_agree(c, "set of samples", args[0]);
+    printf("rank %d goes on\n", c->rank);
+    comm_close(c);
+    config_free(config);
+    return 0;
+}
+
+/* What the ranks of `line` (mpirun's program parts) say, of the caller's own; *code: how they end.
+ */
+static char *run_ranks(const char *line, int *code) {
+    char *path = xprintf("%s/said", folder);
+    char *command = xprintf("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+                            "OMP_NUM_THREADS=1 mpirun --oversubscribe --mca mpi_yield_when_idle 1 "
+                            "--mca btl_vader_single_copy_mechanism none %s >%s 2>&1",
+                            line, path);
+    int status = system(command);
+    *code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    size_t n;
+    char *bytes = (char *)scratch_read(path, &n), *text = xprintf("%.*s", (int)n, bytes);
+    free(bytes);
+    free(path);
+    free(command);
+    return text;
+}
+
+/* The ranks end with 2, and one line of theirs has all parts. */
+static void expect_refused(const char *line, const char *const *parts) {
+    int code;
+    char *text = run_ranks(line, &code);
+    if (code != EXIT_USER) fail_msg("expected exit code 2, got %d: %s", code, text);
+    assert_parts(text, parts);
+    assert_null(strstr(text, "goes on"));
+    const char *said = strstr(text, "cogsmith: ");
+    assert_true(said && !strstr(said + 1, "cogsmith: "));
+    free(text);
+}
+
+#define REFUSES(line, ...) expect_refused(line, (const char *const[]){__VA_ARGS__, NULL})
+
+static void the_same_goes_on(void **state) {
+    (void)state;
+    int code;
+    char *line = xprintf("-n 3 %s clips train.batch=2", self);
+    char *text = run_ranks(line, &code);
+    if (code) fail_msg("%s", text);
+    for (int i = 0; i < 3; i++) {
+        char said[] = "rank 0 goes on";
+        said[5] = (char)('0' + i);
+        assert_non_null(strstr(text, said));
+    }
+    free(text);
+    free(line);
+}
+
+static void another_configuration(void **state) {
+    (void)state;
+    char *line = xprintf("-n 2 %s clips ranks.zero=1 train.batch=2 : -n 1 %s clips ranks.zero=2 "
+                         "train.batch=3",
+                         self, self);
+    REFUSES(line, "rank 2 was started with another configuration than rank 0",
+            "\"train.batch: 3\" where rank 0 has \"train.batch: 2\"");
+    free(line);
+}
+
+static void a_setting_that_is_missing(void **state) {
+    (void)state;
+    char *line = xprintf("-n 1 %s clips : -n 1 %s clips data.path=/clips", self, self);
+    REFUSES(line, "rank 1 was started with another configuration",
+            "\"data.path: \"/clips\"\" where rank 0 has \"data.path: (not set)\"");
+    free(line);
+}
+
+static void another_program(void **state) {
+    (void)state;
+    char *other = xprintf("%s/other", folder);
+    char *command = xprintf("cp %s %s && printf x >>%s", self, other, other);
+    assert_int_equal(system(command), 0);
+    char *line = xprintf("-n 1 %s clips : -n 2 %s clips", self, other);
+    REFUSES(line, "rank 1 was started with another program than rank 0", COGSMITH_VERSION);
+    free(line);
+    free(command);
+    free(other);
+}
+
+static void other_data(void **state) {
+    (void)state;
+    char *line =
+        xprintf("-n 2 %s clips : -n 1 %s clips-of-yesterday : -n 1 %s clips", self, self, self);
+    REFUSES(line, "rank 2 was started with another set of samples than rank 0",
+            "\"clips-of-yesterday\"");
+    free(line);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_same_goes_on),
+        cmocka_unit_test(another_configuration),
+        cmocka_unit_test(a_setting_that_is_missing),
+        cmocka_unit_test(another_program),
+        cmocka_unit_test(other_data),
+    };
+    if (argc > 1) return worker(argv + 1);
+    folder = scratch_make();
+    self = realpath("/proc/self/exe", NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    scratch_remove(folder);
+    free(self);
+    return failed;
+}
