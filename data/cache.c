@@ -25,7 +25,9 @@ enum {
 
 struct Cache {
     char *folder;
-    int lock; /* descriptor of the lock file; -1: reading */
+    int lock;       /* descriptor of the lock file; -1: reading, or joined */
+    bool joined;    /* writes parts, and leaves the index alone */
+    int part, step; /* the number of the next part, and from one to the next */
     CacheIndex index;
     PartReader **readers; /* [n_readers] by part, opened on first use */
     bool *verified;       /* [n_readers] the part's file was compared with its digest */
@@ -53,6 +55,20 @@ static bool adopt(Cache *c, const char *name, Error *e) {
     free(text);
     free(path);
     return ok;
+}
+
+static bool part_exists(const Cache *c) {
+    char *name = cache_part_name(c->part), *path = in_folder(c, name);
+    bool exists = !access(path, F_OK);
+    free(name);
+    free(path);
+    return exists;
+}
+
+/* The name of the next part: no file has it, also not one of a rank that outlived its job. */
+static char *next_part(Cache *c) {
+    while (part_exists(c)) c->part += c->step;
+    return cache_part_name(c->part);
 }
 
 /* Removes temporaries and adopts whole parts that a killed writer left; forgets parts that someone
@@ -91,7 +107,7 @@ static void release(Cache *c) {
 
 Cache *cache_open(const char *folder, bool writing, Error *e) {
     Cache *c = xcalloc(1, sizeof *c);
-    *c = (Cache){.folder = xstrdup(folder), .lock = -1};
+    *c = (Cache){.folder = xstrdup(folder), .lock = -1, .step = 1};
     bool ok = true;
     if (writing && mkdir(folder, 0777) && errno != EEXIST)
         ok = error_set(e, EXIT_WORLD, "%.600s: the cache's folder cannot be made: %s", folder,
@@ -99,9 +115,37 @@ Cache *cache_open(const char *folder, bool writing, Error *e) {
     if (ok && writing) ok = (c->lock = folder_lock(folder, "writes this cache", e)) >= 0;
     ok = ok && cache_index_read(&c->index, folder, e) &&
          (!writing || sweep(c, e));
+    c->part = cache_index_next_part(&c->index);
     if (ok) return c;
     release(c);
     return NULL;
+}
+
+int cache_share(Cache *c, int ranks) {
+    c->step = ranks;
+    return c->part;
+}
+
+Cache *cache_join(const char *folder, int shared, int rank, int ranks, Error *e) {
+    Cache *c = cache_open(folder, false, e);
+    if (!c) return NULL;
+    c->joined = true;
+    c->part = shared + rank;
+    c->step = ranks;
+    return c;
+}
+
+bool cache_adopt(Cache *c, Error *e) {
+    char **names;
+    bool ok = cache_flush(c, e);
+    int n = cache_folder_parts(c->folder, &names);
+    for (int i = 0; i < n; i++) {
+        if (ok && !strstr(names[i], ".tmp") && !cache_index_has_part(&c->index, names[i]))
+            ok = adopt(c, names[i], e);
+        free(names[i]);
+    }
+    free(names);
+    return ok && cache_index_write(&c->index, c->folder, e);
 }
 
 /* ---- writing ----------------------------------------------------------------------------------
@@ -109,7 +153,7 @@ Cache *cache_open(const char *folder, bool writing, Error *e) {
 
 static bool open_part(Cache *c, Error *e) {
     if (c->writer) return true;
-    char *name = cache_index_next_part(&c->index);
+    char *name = next_part(c);
     c->temporary = xprintf("%s/%s.tmp", c->folder, name);
     free(name);
     unlink(c->temporary);
@@ -136,11 +180,13 @@ bool cache_flush(Cache *c, Error *e) {
     bool ok = part_finish(c->writer, text, e);
     c->writer = NULL;
     free(text);
-    ok = ok && cache_index_add_part(&c->index, c->folder, c->temporary, c->first_new, e);
+    char *file = next_part(c);
+    ok = ok && cache_index_add_part(&c->index, c->folder, c->temporary, file, c->first_new, e);
+    free(file);
     if (!ok) return drop_part(c);
     free(c->temporary);
     c->temporary = NULL;
-    return cache_index_write(&c->index, c->folder, e);
+    return c->joined || cache_index_write(&c->index, c->folder, e);
 }
 
 int64_t cache_elements(const CacheEntry *entry) {
@@ -185,7 +231,7 @@ bool cache_add(Cache *c, const CacheEntry *entry, const float *values, const flo
 
 bool cache_close(Cache *c, Error *e) {
     if (!c) return true;
-    bool ok = c->lock < 0 || cache_flush(c, e);
+    bool ok = cache_flush(c, e);
     release(c);
     return ok;
 }

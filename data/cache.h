@@ -16,7 +16,10 @@
  * "first_frame", "frames", "variant", "caption", "embedding"}, without those that its kind does not
  * have.
  *
- * One process writes a cache at a time: it holds the lock file, which names it.
+ * One process writes a cache at a time: it holds the lock file, which names it. Ranks of one job
+ * may share the work: rank 0 opens the cache and says cache_share; the others cache_join it, and
+ * what they add becomes whole parts of their own; cache_adopt takes those into rank 0's index.
+ * Parts that were not adopted are adopted by the next writer.
  */
 #pragma once
 
@@ -46,6 +49,14 @@ typedef struct Cache Cache;
 Cache *cache_open(const char *folder, bool writing, Error *e);
 /* Writes what is still open. Also right after errors. */
 bool cache_close(Cache *c, Error *e);
+
+/* From now on others may join a cache that this process has open for writing, so that there are
+ * `ranks` writers. Returns what cache_join wants to know. */
+int cache_share(Cache *c, int ranks);
+/* The same cache for rank `rank` > 0. It knows what was in the cache, and what it adds itself. */
+Cache *cache_join(const char *folder, int shared, int rank, int ranks, Error *e);
+/* Takes the whole parts of others into the index. */
+bool cache_adopt(Cache *c, Error *e);
 
 int cache_count(const Cache *c);
 const CacheEntry *cache_entry(const Cache *c, int i);

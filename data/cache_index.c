@@ -335,11 +335,13 @@ bool cache_index_has_part(const CacheIndex *x, const char *file) {
     return false;
 }
 
-char *cache_index_next_part(const CacheIndex *x) {
+char *cache_part_name(int number) { return xprintf("part-%06d.h5", number); }
+
+int cache_index_next_part(const CacheIndex *x) {
     int most = 0, number;
     for (int i = 0; i < x->n_parts; i++)
         if (sscanf(x->parts[i].file, "part-%6d", &number) == 1) most = MAX(most, number);
-    return xprintf("part-%06d.h5", most + 1);
+    return most + 1;
 }
 
 static bool part_digest(const char *path, int64_t *bytes, char digest[CACHE_KEY_CHARS], Error *e) {
@@ -369,15 +371,14 @@ static bool sync_path(const char *path, int flags) {
     return ok;
 }
 
-bool cache_index_add_part(CacheIndex *x, const char *folder, const char *temporary, int first,
-                          Error *e) {
-    char *file = cache_index_next_part(x), *path = xprintf("%s/%s", folder, file);
+bool cache_index_add_part(CacheIndex *x, const char *folder, const char *temporary,
+                          const char *file, int first, Error *e) {
+    char *path = xprintf("%s/%s", folder, file);
     bool ok = sync_path(temporary, O_RDONLY) && !rename(temporary, path) &&
               sync_path(folder, O_RDONLY | O_DIRECTORY);
     if (!ok) error_set(e, EXIT_WORLD, "%.600s: %s", path, strerror(errno));
     ok = ok && register_part(x, folder, file, e);
     for (int i = first; ok && i < x->n_entries; i++) x->records[i]->part = x->n_parts - 1;
-    free(file);
     free(path);
     return ok;
 }

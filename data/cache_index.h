@@ -44,13 +44,15 @@ bool cache_index_drop_missing(CacheIndex *x, const char *folder);
 int cache_index_find(const CacheIndex *x, CacheKind kind, const char *key);
 
 bool cache_index_has_part(const CacheIndex *x, const char *file);
-/* The name of the part to be written next; the caller frees it. */
-char *cache_index_next_part(const CacheIndex *x);
+/* The number after that of every part. */
+int cache_index_next_part(const CacheIndex *x);
+/* "part-000001.h5"; the caller frees it. */
+char *cache_part_name(int number);
 /* Entries from `first` on as the part's text; the caller frees it. */
 char *cache_index_entries_text(const CacheIndex *x, int first);
-/* Syncs and renames a finished part, whose entries begin at `first`. */
-bool cache_index_add_part(CacheIndex *x, const char *folder, const char *temporary, int first,
-                          Error *e);
+/* Syncs a finished part, whose entries begin at `first`, and renames it to `file`. */
+bool cache_index_add_part(CacheIndex *x, const char *folder, const char *temporary,
+                          const char *file, int first, Error *e);
 /* Adds a whole part by its own /entries. */
 bool cache_index_adopt(CacheIndex *x, const char *folder, const char *file, const char *text,
                        Error *e);

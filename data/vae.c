@@ -89,16 +89,26 @@ static VaeJob *give_up(VaeJob *j) {
 VaeJob *vae_job_open(Vae *v, VaeHalfName half, int64_t frames, int64_t height, int64_t width,
                      const VaeTiling *tiling, int64_t available, Error *e) {
     if (!tiling) tiling = &VAE_TILING_DEFAULT;
+    Error why;
+    int64_t whole = 0; /* bytes without tiles, where that was tried */
     VaeJob *j = xcalloc(1, sizeof *j);
     *j = (VaeJob){.vae = v, .half = half, .frames = frames, .height = height, .width = width};
     if (!check_size(j, e)) return give_up(j);
     if (tiling->choice != VAE_TILE_ON) {
         plan_all(j);
-        if (tiling->choice == VAE_TILE_OFF || vae_job_bytes(j) <= available) return j;
+        whole = vae_job_bytes(j);
+        if (tiling->choice == VAE_TILE_OFF || whole <= available) return j;
         drop_shaped(j);
     }
-    if (!tile_axes(&v->model, half, tiling, height, width, j->axes, &j->tiled, e))
+    if (!tile_axes(&v->model, half, tiling, height, width, j->axes, &j->tiled, &why)) {
+        *e = why;
+        if (whole)
+            error_set(e, EXIT_USER,
+                      "the autoencoder needs %.0f MiB, more than the %.0f MiB of memory that it "
+                      "may take, and it cannot work in tiles: %s",
+                      (double)whole / (1 << 20), (double)MAX(available, 0) / (1 << 20), why.text);
         return give_up(j);
+    }
     plan_all(j);
     return j;
 }

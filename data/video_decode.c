@@ -94,7 +94,7 @@ static bool too_short(const VideoInfo *i, const VideoWant *w, Error *e) {
     int64_t n = video_frames_at(i, w->fps);
     return error_set(e, EXIT_DATA,
                      "is too short: %.3f s long, which is %lld frame%s at %g a second; %lld frames "
-                     "(%.3f s) are needed. Take a longer clip, or a smaller data.frames",
+                     "(%.3f s) are needed. Take a longer clip, or fewer frames",
                      i->seconds, (long long)n, n == 1 ? "" : "s", w->fps, (long long)w->frames,
                      (double)w->frames / w->fps);
 }

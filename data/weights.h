@@ -58,7 +58,8 @@ typedef struct {
 /* Writes a folder as diffusers and transformers lay it out: `items` fill shards in the order given,
  * each up to max_shard_bytes of tensor data; one shard is STEM.safetensors, several are
  * STEM-00001-of-0000N.safetensors with STEM.safetensors.index.json. Every file carries the metadata
- * {"format": "pt"} and, with file->digest, its digest; file->metadata comes on top. The folder is
- * written under a temporary name and renamed: it must not exist, or be empty. */
+ * {"format": "pt"} and, with file->digest, its digest; file->metadata comes on top. With
+ * file->digest digests.json (data/digests.h) covers the other files. The folder is written under a
+ * temporary name and renamed: it must not exist, or be empty. */
 bool weights_save(const char *folder, const char *stem, size_t max_shard_bytes,
                   const SafetensorsFile *file, const WeightsText *texts, size_t n_texts, Error *e);

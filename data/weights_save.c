@@ -1,6 +1,7 @@
 /* Owns writing a component's folder: how tensors fill shards, and the index. */
 #include "data/weights.h"
 
+#include "data/digests.h"
 #include "data/whole.h"
 
 #include <jansson.h>
@@ -108,6 +109,8 @@ bool weights_save(const char *folder, const char *stem, size_t max_shard_bytes,
     for (size_t i = 0; ok && i < s.n_shards; i++) ok = save_shard(&s, out.temporary, i, e);
     if (ok && s.n_shards > 1) ok = save_index(&s, out.temporary, e);
     for (size_t i = 0; ok && i < n_texts; i++) ok = save_text(out.temporary, &texts[i], e);
+    bool others = s.n_shards > 1 || n_texts;
+    if (ok && file->digest && others) ok = digests_write(out.temporary, &FOLDER_DIGESTS, NULL, e);
     free(s.metadata);
     free(s.begin);
     return ok ? whole_folder_commit(&out, e) : whole_folder_discard(&out);

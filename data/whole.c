@@ -199,3 +199,26 @@ bool tree_remove(const char *path, Error *e) {
         return true;
     return failed(path, "remove the folder", e);
 }
+
+/* "<name>.tmp.<pid>.<n>" */
+static bool is_temporary(const char *name) {
+    const char *at = NULL, *next = name;
+    while ((next = strstr(next, ".tmp."))) at = next += strlen(".tmp.");
+    if (!at || *at == '.') return false;
+    at += strspn(at, "0123456789");
+    return *at == '.' && at[1] && !at[1 + strspn(at + 1, "0123456789")];
+}
+
+bool whole_sweep(const char *folder, const char *prefix, Error *e) {
+    DIR *d = opendir(folder);
+    bool ok = d || errno == ENOENT || failed(folder, "read the folder", e);
+    for (struct dirent *entry; d && ok && (entry = readdir(d));) {
+        bool named = prefix && !strncmp(entry->d_name, prefix, strlen(prefix));
+        if (!named && !is_temporary(entry->d_name)) continue;
+        char *path = xprintf("%s/%s", folder, entry->d_name);
+        ok = tree_remove(path, e);
+        free(path);
+    }
+    if (d) closedir(d);
+    return ok;
+}

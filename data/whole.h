@@ -44,6 +44,10 @@ bool whole_folder_open(WholeFolder *f, const char *path, Error *e);
 bool whole_folder_commit(WholeFolder *f, Error *e);
 bool whole_folder_discard(WholeFolder *f);
 
+/* Removes what killed writers left in a folder: temporaries, and what has a name that begins with
+ * `prefix` (NULL: nothing else). A folder that is not there holds nothing. */
+bool whole_sweep(const char *folder, const char *prefix, Error *e);
+
 /* Puts a folder's list of files on the disk. */
 bool folder_sync(const char *path, Error *e);
 /* Renames a finished folder and syncs the folder around it; both names are in one folder. */

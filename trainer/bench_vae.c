@@ -5,6 +5,7 @@
 
 #include "data/vae.h"
 #include "kernels/random.h"
+#include "trainer/tiling.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,11 +30,8 @@ static double run_once(VaeJob *j, const float *in, float *out) {
 }
 
 static void bench_half(Bench *b, Vae *v, VaeHalfName half, const int64_t size[4]) {
-    Error e;
     int64_t to[4];
-    int64_t available = available_bytes(b->config->memory.budget, NULL);
-    VaeJob *j = vae_job_open(v, half, size[1], size[2], size[3], NULL, available, &e);
-    if (!j) config_die(b->config, "data.height", "%s", e.text);
+    VaeJob *j = config_vae_job(b->config, v, half, size[1], size[2], size[3], "bench");
     vae_job_out(j, to);
     int64_t n = size[0] * size[1] * size[2] * size[3];
     float *in = xcalloc((size_t)n, sizeof *in);

@@ -6,7 +6,6 @@
 #include "trainer/adapter_write.h"
 #include "trainer/checkpoint_manifest.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -46,24 +45,6 @@ struct Saver {
 /* ---- opening ----------------------------------------------------------------------------------
  */
 
-static bool is_leftover(const char *name) {
-    return !strncmp(name, ".step-", strlen(".step-")) || strstr(name, ".tmp.");
-}
-
-/* Removes what killed writers left. */
-static bool sweep(const char *folder, Error *e) {
-    DIR *d = opendir(folder);
-    bool ok = d || error_set(e, EXIT_WORLD, "%.300s: %s", folder, strerror(errno));
-    for (struct dirent *entry; ok && (entry = readdir(d));) {
-        if (!is_leftover(entry->d_name)) continue;
-        char *path = xprintf("%s/%s", folder, entry->d_name);
-        ok = tree_remove(path, e);
-        free(path);
-    }
-    if (d) closedir(d);
-    return ok;
-}
-
 static real *host(Saver *s, int64_t count) {
     s->bytes += count * (int64_t)sizeof(real);
     return xcalloc((size_t)MAX(count, 1), sizeof(real));
@@ -100,7 +81,7 @@ Saver *saver_open(const Config *c, Model *m, const char *run_folder) {
     if (m->comm->rank == 0) {
         if (mkdir(s->folder, 0777) && errno != EEXIST)
             error_set(&e, EXIT_WORLD, "%.300s: %s", s->folder, strerror(errno)), die_error(&e);
-        if (!sweep(s->folder, &e)) die_error(&e);
+        if (!whole_sweep(s->folder, ".step-", &e)) die_error(&e);
     }
     open_copies(s);
     return s;
@@ -296,11 +277,10 @@ static bool finish(const Saver *s, Error *e) {
     char *latest = xprintf("%s/latest", s->run);
     char *target = xprintf("checkpoints/step-%06lld", (long long)s->at.step);
     Position again;
-    bool ok =
-        wait_for_ranks(s, e) && sync_metrics(s, e) && whole_text(path, config, e) &&
-        manifest_write(s->temporary, &s->at, s->model->comm->size, s->model->params->zero, e) &&
-        folder_sync(s->temporary, e) && folder_rename(s->temporary, s->path, e) &&
-        checkpoint_verify(s->path, &again, e) && whole_link(latest, target, e) && drop_old(s, e);
+    bool ok = wait_for_ranks(s, e) && sync_metrics(s, e) && whole_text(path, config, e) &&
+              manifest_write(s->temporary, &s->at, e) && folder_sync(s->temporary, e) &&
+              folder_rename(s->temporary, s->path, e) && checkpoint_verify(s->path, &again, e) &&
+              whole_link(latest, target, e) && drop_old(s, e);
     free(config);
     free(path);
     free(latest);
@@ -358,6 +338,8 @@ bool saver_copy(Saver *s, const Position *at, Error *e) {
     free(s->temporary);
     free(s->path);
     s->at = *at;
+    s->at.world = s->model->comm->size;
+    s->at.zero = s->model->params->zero;
     s->path = checkpoint_path(s->folder, at->step);
     s->temporary = xprintf("%s/.step-%06lld.writing", s->folder, (long long)at->step);
     if (s->model->comm->rank == 0 &&

@@ -27,6 +27,7 @@ typedef struct {
     int64_t samples;                       /* consumed */
     int64_t global_batch;                  /* samples of a step */
     char dataset[CHECKPOINT_DIGEST_CHARS]; /* of the samples (samples.h) */
+    int world, zero;                       /* ranks and ZeRO stage that wrote it; the saver's */
 } Position;
 
 /* ---- reading ----------------------------------------------------------------------------------

@@ -4,4 +4,4 @@
 #include "trainer/checkpoint.h"
 
 /* Digests every file of the folder and writes manifest.json there. */
-bool manifest_write(const char *folder, const Position *at, int world, int zero, Error *e);
+bool manifest_write(const char *folder, const Position *at, Error *e);

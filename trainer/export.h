@@ -8,8 +8,9 @@
  *     kohya       adapter      <name of the folder>.safetensors
  *     merged      adapter and base, or full model: as diffusers from a full model
  *
- * and README.md, the model card. The folder appears whole or not at all; one that an earlier export
- * made is replaced, any other that is not empty is refused.
+ * and README.md, the model card, and digests.json (data/digests.h), by which `inspect` tells damage
+ * of the files that carry no digest themselves. The folder appears whole or not at all; one that an
+ * earlier export made is replaced, any other that is not empty is refused.
  */
 #pragma once
 

@@ -167,9 +167,12 @@ static void put_quoted(FILE *out, const char *text) {
     json_decref(j);
 }
 
+/* Whether the name is one of the hub, "THUDM/CogVideoX-2b", and not just a folder's. */
+static bool is_hub_name(const char *name) { return name && strchr(name, '/'); }
+
 static void put_front_matter(FILE *out, const BaseModel *b, ExportChoice preset, bool adapter) {
     fprintf(out, "---\n");
-    if (b->name) {
+    if (is_hub_name(b->name)) {
         fprintf(out, "base_model: ");
         put_quoted(out, b->name);
         fprintf(out, "\n");
@@ -196,35 +199,35 @@ static void put_strength(FILE *out, const AdapterLayer *layers, int n) {
     json_decref(settings);
 }
 
-static void put_pipeline(FILE *out, const BaseModel *b) {
-    fprintf(out, "import torch\nfrom diffusers import DiffusionPipeline\n\n"
-                 "pipe = DiffusionPipeline.from_pretrained(");
-    put_quoted(out, b->name ? b->name : "BASE MODEL");
-    fprintf(out, ", torch_dtype=torch.bfloat16)\n");
+/* The type in which the model is published, and computes well. */
+static const char *torch_type(const BaseModel *b) {
+    const char *name = b->variant ? b->variant : b->name ? b->name : "";
+    return strcasecmp(last_part(name), "CogVideoX-2b") ? "torch.bfloat16" : "torch.float16";
 }
 
-static void put_diffusers_use(FILE *out, const BaseModel *b) {
-    fprintf(out, "```python\n");
-    put_pipeline(out, b);
-    fprintf(out, "pipe.load_lora_weights(\"THIS FOLDER\")\n```\n\n"
-                 "Alpha is in the file (`lora_adapter_metadata`). A version of diffusers that does "
-                 "not read it\nloads the adapter at scale 1: set the scale above with "
-                 "`pipe.set_adapters`.\n");
+/* Code that loads the base model, and names the export as seen from the folder above it. */
+static void put_pipeline(FILE *out, const BaseModel *b, const char *title, const char *imports) {
+    fprintf(out, "```python\nimport torch\nfrom diffusers import DiffusionPipeline\n%s\n", imports);
+    fprintf(out, "folder = ");
+    put_quoted(out, title);
+    fprintf(out, "  # this folder, or its repository\npipe = DiffusionPipeline.from_pretrained(");
+    put_quoted(out, is_hub_name(b->name) ? b->name : "THE BASE MODEL'S FOLDER");
+    fprintf(out, ", torch_dtype=%s)\n", torch_type(b));
 }
 
-static void put_use(FILE *out, const BaseModel *b, ExportChoice preset, bool adapter) {
+static void put_use(FILE *out, const BaseModel *b, const char *title, ExportChoice preset,
+                    bool adapter) {
     fprintf(out, "\n## Use\n\n");
     if (!adapter) {
-        fprintf(out, "```python\nfrom diffusers import CogVideoXTransformer3DModel\n\n"
-                     "transformer = CogVideoXTransformer3DModel.from_pretrained(\"THIS "
-                     "FOLDER\", torch_dtype=\"auto\")\n");
-        put_pipeline(out, b);
-        fprintf(out, "pipe.transformer = transformer\n```\n");
+        put_pipeline(out, b, title, "from diffusers import CogVideoXTransformer3DModel\n");
+        fprintf(out,
+                "pipe.transformer = CogVideoXTransformer3DModel.from_pretrained(folder, "
+                "torch_dtype=%s)\n```\n",
+                torch_type(b));
     } else if (preset == EXPORT_PEFT) {
-        fprintf(out, "```python\nfrom peft import PeftModel\n");
-        put_pipeline(out, b);
-        fprintf(out, "pipe.transformer = PeftModel.from_pretrained(pipe.transformer, \"THIS "
-                     "FOLDER\")\n```\n");
+        put_pipeline(out, b, title, "from peft import PeftModel\n");
+        fprintf(out, "pipe.transformer = PeftModel.from_pretrained(pipe.transformer, folder)\n"
+                     "```\n");
     } else if (preset == EXPORT_COMFY) {
         fprintf(out, "Put the `.safetensors` file into ComfyUI's `models/loras` and load it with "
                      "*Load LoRA* on its\nown CogVideoX model. Alpha is in the file: strength 1 is "
@@ -233,7 +236,11 @@ static void put_use(FILE *out, const BaseModel *b, ExportChoice preset, bool ada
         fprintf(out, "For CogVideoX-Fun, and programs that take its names. Alpha is in the file: "
                      "weight 1 is the\nstrength of training.\n");
     } else {
-        put_diffusers_use(out, b);
+        put_pipeline(out, b, title, "");
+        fprintf(out, "pipe.load_lora_weights(folder)\n```\n\n"
+                     "Alpha is in the file (`lora_adapter_metadata`). A version of diffusers that "
+                     "does not read it\nloads the adapter at scale 1: set the scale above with "
+                     "`pipe.set_adapters`.\n");
     }
 }
 
@@ -265,7 +272,7 @@ char *export_card(const BaseModel *b, const char *title, ExportChoice preset,
     else
         fprintf(out, "All weights of the transformer%s.\n",
                 preset == EXPORT_MERGED ? ", the training merged into them" : ", fine-tuned");
-    put_use(out, b, preset, layers != NULL);
+    put_use(out, b, title, preset, layers != NULL);
     put_licence(out, b);
     fprintf(out, "\n%s %s.\n", EXPORT_MARK, COGSMITH_VERSION);
     CHECK(!fclose(out), "out of host memory");

@@ -40,7 +40,8 @@ static bool ends_with(const char *text, const char *tail) {
 static bool is_export_name(const char *name) {
     return !strcmp(name, ".") || !strcmp(name, "..") || !strcmp(name, "README.md") ||
            !strcmp(name, "config.json") || !strcmp(name, "adapter_config.json") ||
-           ends_with(name, ".safetensors") || ends_with(name, ".safetensors.index.json");
+           !strcmp(name, "digests.json") || ends_with(name, ".safetensors") ||
+           ends_with(name, ".safetensors.index.json");
 }
 
 static bool has_mark(const char *folder) {

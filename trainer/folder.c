@@ -16,7 +16,12 @@ bool component_folder(const char *model_path, const char *component, const char 
         free(*folder);
     }
     *folder = NULL;
-    if (access(model_path, F_OK)) return error_set(e, EXIT_USER, "%s: no such folder", model_path);
+    if (access(model_path, F_OK))
+        return error_set(e, EXIT_USER,
+                         "%s: no such folder%s; expected a model's, as `hf download NAME "
+                         "--local-dir FOLDER` makes it",
+                         model_path,
+                         *model_path == '/' ? "" : " below the current one, where paths begin");
     return error_set(e, EXIT_USER,
                      "%s: expected %s/%s (a diffusers model folder) or %s (the %s's own folder)",
                      model_path, component, file, file, component);

@@ -269,14 +269,9 @@ static json_t *inspect_files(const char *path, bool folder, Error *e) {
     return report;
 }
 
-json_t *inspect_path(const char *path, Error *e) {
-    struct stat info;
-    if (stat(path, &info)) {
-        error_set(e, EXIT_USER, "%.300s: expected a file or folder: %s. Check the path.", path,
-                  strerror(errno));
-        return NULL;
-    }
-    bool folder = S_ISDIR(info.st_mode);
+static json_t *inspect_what_it_is(const char *path, bool folder, Error *e) {
+    if (folder && inspect_is_run(path)) return inspect_run(path, e);
+    if (folder && inspect_is_checkpoint(path)) return inspect_checkpoint(path, e);
     if (folder && inspect_is_cache(path)) return inspect_cache(path, e);
     if (folder && inspect_is_model(path)) return inspect_model(path, e);
     if (folder && inspect_is_component(path)) return inspect_component(path, e);
@@ -288,13 +283,27 @@ json_t *inspect_path(const char *path, Error *e) {
         return NULL;
     }
     if (folder && !inspect_has_weights(path)) {
-        error_set(
-            e, EXIT_USER,
-            "%.300s: expected a model folder (model_index.json or transformer/config.json), a "
-            "component's folder (config.json), an adapter's "
-            "(pytorch_lora_weights.safetensors) or a safetensors file. Check the path.",
-            path);
+        error_set(e, EXIT_USER,
+                  "%.300s: expected a model folder (model_index.json or transformer/config.json), "
+                  "a component's (config.json), an adapter's (pytorch_lora_weights.safetensors), a "
+                  "run's or checkpoint's, a cache, or a safetensors file. Check the path.",
+                  path);
         return NULL;
     }
     return inspect_files(path, folder, e);
+}
+
+json_t *inspect_path(const char *path, Error *e) {
+    struct stat info;
+    if (stat(path, &info)) {
+        error_set(e, EXIT_USER, "%.300s: expected a file or folder: %s. Check the path.", path,
+                  strerror(errno));
+        return NULL;
+    }
+    bool folder = S_ISDIR(info.st_mode);
+    int digests = 0;
+    if (folder && !inspect_digests(path, &digests, e)) return NULL;
+    json_t *report = inspect_what_it_is(path, folder, e);
+    if (report && digests) json_object_set_new(report, "digests", json_integer(digests));
+    return report;
 }

@@ -10,13 +10,18 @@
  *              "adapter"                          names, alpha_from, kinds, layers; weights
  *              "cache": what prepare made         bytes, groups: [{kind, shape, entries, bytes}],
  *                                                 entry_list: [{kind, key, shape, source, ...}]
+ *              "checkpoint", every file verified  step, samples, global_batch, dataset, world,
+ *                                                 zero; result: the report on its adapter or
+ *                                                 transformer
+ *              "run"                              checkpoints: [report, ...], newest first; result
  *              "tensors": other safetensors       tensor_list, metadata; weights
  *     weights: tensors, parameters, bytes, dtypes: {name: tensors}, shards: [{file, bytes, tensors,
  *              digest: "none" or "verified"}, ...]; tensors is 0 where a folder has no weights
  *
- * In a model, each component also has its name, and present: false where the model's index lists a
- * component that is not there. Headers alone are read, except of files that carry a digest and of
- * adapters, whose values are needed for their norms.
+ * A folder with digests.json, of an export or full weights, also has digests: how many files it
+ * verified, itself included. In a model, each component also has its name, and present: false where
+ * the model's index lists a component that is not there. Headers alone are read, except of files
+ * that carry a digest and of adapters, whose values are needed for their norms.
  */
 #pragma once
 
@@ -32,7 +37,12 @@ struct json_t *inspect_model(const char *folder, Error *e);
 struct json_t *inspect_component(const char *folder, Error *e);
 /* A cache, by its folder; values are not read (prepare --verify does). */
 struct json_t *inspect_cache(const char *folder, Error *e);
+/* A checkpoint, and a run's folder. */
+struct json_t *inspect_checkpoint(const char *folder, Error *e);
+struct json_t *inspect_run(const char *folder, Error *e);
 /* Whether a folder is one of these, by the files in it. */
+bool inspect_is_checkpoint(const char *folder);
+bool inspect_is_run(const char *folder);
 bool inspect_is_model(const char *folder);
 bool inspect_is_component(const char *folder);
 bool inspect_is_cache(const char *folder);
@@ -41,6 +51,9 @@ bool inspect_is_cache(const char *folder);
 bool inspect_has_weights(const char *folder);
 /* Adds what the weights are; false: a digest in a file is wrong. */
 bool inspect_weights(struct json_t *report, const Weights *w, Error *e);
+/* Verifies digests.json where the folder has it; *files: how many files that made, 0: it has none.
+ * false: *e names the file that is not as it was written. */
+bool inspect_digests(const char *folder, int *files, Error *e);
 /* A text as JSON: bytes that are not UTF-8 become '?'. */
 struct json_t *inspect_text(const char *text);
 /* Whether folder/name is there. */

@@ -228,12 +228,14 @@ static json_t *inspect_part(const char *folder, const char *name, const json_t *
         config = COMPONENTS[i].config;
     }
     bool present = is_folder(path), ok = true;
+    int digests = 0;
     json_t *report = new_report(path, kind);
     json_object_set_new(report, "name", json_string(name));
     json_object_set_new(report, "present", json_boolean(present));
     const char *class = json_string_value(json_array_get(listed, 1));
     if (class) json_object_set_new(report, "class", json_string(class));
-    if (present) ok = add_facts(report, path, config, e);
+    if (present) ok = inspect_digests(path, &digests, e) && add_facts(report, path, config, e);
+    if (digests) json_object_set_new(report, "digests", json_integer(digests));
     free(path);
     return report_or_null(report, ok);
 }

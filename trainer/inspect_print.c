@@ -209,10 +209,29 @@ static void print_cache(const json_t *report) {
     }
 }
 
-void inspect_print(const json_t *report) {
+static void print_checkpoint(const json_t *report) {
+    printf("checkpoint after step %lld, %lld samples (%lld a step, ranks %lld, ZeRO %lld); every "
+           "file verified\n",
+           whole(report, "step"), whole(report, "samples"), whole(report, "global_batch"),
+           whole(report, "world"), whole(report, "zero"));
+}
+
+static void print_run(const json_t *report) {
+    const json_t *list = json_object_get(report, "checkpoints");
+    json_t *one;
+    size_t i;
+    printf("run, %zu checkpoints%s\n", json_array_size(list),
+           json_object_get(report, "result") ? ", finished" : "");
+    json_array_foreach(list, i, one) {
+        printf("  ");
+        print_safe(text(one, "path"), SIZE_MAX);
+        printf(": ");
+        print_checkpoint(one);
+    }
+}
+
+static void print_what_it_is(const json_t *report) {
     const char *kind = text(report, "kind");
-    print_safe(text(report, "path"), SIZE_MAX);
-    printf(": ");
     if (!strcmp(kind, "model"))
         print_model(report);
     else if (!strcmp(kind, "adapter"))
@@ -221,8 +240,22 @@ void inspect_print(const json_t *report) {
         print_cache(report);
     else if (!strcmp(kind, "tensors"))
         print_tensors(report);
+    else if (!strcmp(kind, "checkpoint"))
+        print_checkpoint(report);
+    else if (!strcmp(kind, "run"))
+        print_run(report);
     else {
         printf("%s\n  ", kind);
         print_component(report, 2);
     }
+}
+
+void inspect_print(const json_t *report) {
+    const json_t *result = json_object_get(report, "result");
+    print_safe(text(report, "path"), SIZE_MAX);
+    printf(": ");
+    print_what_it_is(report);
+    if (json_object_get(report, "digests"))
+        printf("  digests.json: %lld files verified\n", whole(report, "digests"));
+    if (result) inspect_print(result);
 }

@@ -2,7 +2,7 @@
  * a step does not wait for the cache. */
 #pragma once
 
-#include "trainer/learner.h"
+#include "kernels/comm.h"
 #include "trainer/samples.h"
 
 /* One micro-step's numbers, samples end to end; valid until the next loader_next. */

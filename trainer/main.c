@@ -182,8 +182,11 @@ static int run_program(int argc, char **argv) {
  * process that makes a step up to twenty times slower, and alone it gains nothing over a short
  * spin. The library reads its setting before main begins: so the program begins again with it. */
 static void spin_briefly(char **argv) {
+    char path[4096] = ""; /* by its name: that is how people find the process */
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    if (!setenv("GOMP_SPINCOUNT", "1000", 1)) execv("/proc/self/exe", argv);
+    if (!setenv("GOMP_SPINCOUNT", "1000", 1) &&
+        readlink("/proc/self/exe", path, sizeof path - 1) > 0)
+        execv(path, argv);
 }
 
 int main(int argc, char **argv) {

@@ -22,23 +22,23 @@ enum { NOTES_SHOWN = 10 };
 /* ---- the cache --------------------------------------------------------------------------------
  */
 
-static bool flush(Prepare *p, Error *e) {
+bool prepare_durable(Prepare *p, Error *e) {
     p->flushed = now_seconds();
-    return cache_flush(p->cache, e) && cache_files_save(p->wanted->files, e);
+    return cache_flush(p->cache, e) && (p->rank || cache_files_save(p->wanted->files, e));
 }
 
 bool prepare_add(Prepare *p, const CacheEntry *entry, const float *values, const float *logvar,
                  Error *e) {
     pthread_mutex_lock(&p->lock);
     bool ok = cache_add(p->cache, entry, values, logvar, e) &&
-              (now_seconds() - p->flushed < DURABLE_SECONDS || flush(p, e));
+              (now_seconds() - p->flushed < DURABLE_SECONDS || prepare_durable(p, e));
     pthread_mutex_unlock(&p->lock);
     return ok;
 }
 
 bool prepare_flush(Prepare *p, Error *e) {
     pthread_mutex_lock(&p->lock);
-    bool ok = flush(p, e);
+    bool ok = prepare_durable(p, e);
     pthread_mutex_unlock(&p->lock);
     return ok;
 }
@@ -57,16 +57,6 @@ bool prepare_bad(Prepare *p, WantedSample *s, Error *e) {
     return true;
 }
 
-bool prepare_stop(Prepare *p) {
-    Error e = {0};
-    pthread_mutex_lock(&p->lock); /* for good: nobody may change the cache after this */
-    fprintf(stderr, "%scogsmith: stopped; ", isatty(STDERR_FILENO) ? "\r\033[K" : "");
-    bool ok = !p->cache || flush(p, &e);
-    fprintf(stderr, "%s\n",
-            ok ? "what was done is in the cache: run the same again to go on" : e.text);
-    return ok;
-}
-
 /* Makes the folders above the cache that data.cache names. */
 static bool make_parents(const char *folder, Error *e) {
     char *path = xstrdup(folder);
@@ -82,14 +72,48 @@ static bool make_parents(const char *folder, Error *e) {
     return ok;
 }
 
+/* A digest of the samples' keys and of the lock file, which names rank 0: ranks that do not see the
+ * same files must not share the work. */
+static int64_t view_of(const Prepare *p) {
+    const Wanted *w = p->wanted;
+    Error ignored;
+    char *lock = xprintf("%s/lock", p->folder), digest[CACHE_KEY_CHARS];
+    CacheKey *k = cache_key_open("view");
+    cache_key_file(k, lock, &ignored);
+    for (int i = 0; i < w->n_samples; i++) {
+        cache_key_text(k, "latents", w->samples[i].latents_key.whole);
+        cache_key_text(k, "embedding", w->samples[i].embedding_key);
+    }
+    cache_key_close(k, digest);
+    digest[16] = 0;
+    free(lock);
+    return (int64_t)strtoull(digest, NULL, 16);
+}
+
+static Cache *open_or_join(Prepare *p, Error *e) {
+    if (p->rank) return cache_join(p->folder, (int)p->all[0].shared, p->rank, p->ranks, e);
+    if (p->config->data.cache && !make_parents(p->folder, e)) return NULL;
+    return cache_open(p->folder, true, e);
+}
+
 static bool open_cache(Prepare *p, Error *e) {
-    if (p->config->data.cache && !make_parents(p->folder, e)) return false;
-    Cache *cache = cache_open(p->folder, true, e);
+    Cache *cache = open_or_join(p, e);
     if (!cache) return false;
     pthread_mutex_lock(&p->lock);
     p->cache = cache;
-    bool ok = flush(p, e);
+    bool ok = prepare_durable(p, e);
     pthread_mutex_unlock(&p->lock);
+    int64_t view = view_of(p);
+    pthread_mutex_lock(&p->news_lock);
+    if (!p->rank) p->news.shared = cache_share(cache, p->ranks);
+    p->news.view = view;
+    bool same = !p->rank || view == p->all[0].view;
+    pthread_mutex_unlock(&p->news_lock);
+    if (!same)
+        return error_set(e, EXIT_USER,
+                         "rank %d: its clips, its model or its %.300s are not those of rank 0: all "
+                         "ranks must see the same files",
+                         p->rank, p->folder);
     wanted_find(p->wanted, cache);
     for (int i = 0; i < p->wanted->n_samples; i++) { /* what failed once is tried again */
         free(p->wanted->samples[i].bad);
@@ -102,7 +126,7 @@ static bool open_cache(Prepare *p, Error *e) {
 static bool close_cache(Prepare *p, Error *e) {
     pthread_mutex_lock(&p->lock);
     Cache *cache = p->cache;
-    bool ok = !cache || cache_files_save(p->wanted->files, e);
+    bool ok = !cache || p->rank || cache_files_save(p->wanted->files, e);
     p->cache = NULL;
     Error late;
     ok = cache_close(cache, ok ? e : &late) && ok;
@@ -194,11 +218,13 @@ static void announce(const Prepare *p, const Encoder *n) {
     fprintf(stderr, " and %lld captions; in the cache are %lld and %lld\n", (long long)t.captions,
             (long long)(w->n_samples - t.samples), (long long)(t.all_captions - t.captions));
     print_disk(p, &t);
-    fprintf(stderr, "  memory    %.0f MiB for the autoencoder%s, of %.0f MiB%s\n",
+    fprintf(stderr, "  memory    %.0f MiB for the autoencoder%s%s, of %.0f MiB%s\n",
             MIB(encoder_bytes(n)), vae_job_tiled(n->clips) ? ", which works in tiles" : "",
+            p->ranks > 1 ? ", on each rank" : "",
             MIB(available_bytes(p->config->memory.budget, NULL)),
             p->config->memory.budget ? " in memory.budget" : " free");
-    double seconds = predict(w, n, &t);
+    if (p->ranks > 1) fprintf(stderr, "  ranks     %d, which share the work\n", p->ranks);
+    double seconds = predict(w, n, &t) / p->ranks;
     if (seconds < 1)
         fprintf(stderr, "  time      seconds\n");
     else
@@ -209,21 +235,32 @@ static void announce(const Prepare *p, const Encoder *n) {
 /* ---- after ------------------------------------------------------------------------------------
  */
 
-static void conclude(Prepare *p) {
+static RankNews sum_of(const Prepare *p) {
+    RankNews sum = {0};
+    for (int r = 0; r < p->ranks; r++) {
+        sum.encoded += p->all[r].encoded;
+        sum.embedded += p->all[r].embedded;
+        sum.images += p->all[r].images;
+    }
+    return sum;
+}
+
+static void print_table(Prepare *p) {
     Wanted *w = p->wanted;
+    const RankNews made = sum_of(p);
     wanted_find(w, p->cache);
     wanted_leave_out_bad(w, p->config);
     int64_t clips = 0;
     for (int i = 0; i < w->n_samples; i++)
         clips += !i || w->samples[i].item != w->samples[i - 1].item;
     fprintf(stderr, "  used      %lld clips, %d samples, %lld of them encoded now\n",
-            (long long)clips, w->n_samples, (long long)p->encoded);
+            (long long)clips, w->n_samples, (long long)made.encoded);
     if (w->images)
         fprintf(stderr, "  images    %d to a sample, %lld encoded now\n", WANTED_VARIANTS,
-                (long long)p->images);
+                (long long)made.images);
     fprintf(stderr,
             "  captions  %lld and the empty one, %lld embedded now, %lld cut at %lld tokens\n",
-            (long long)p->captions, (long long)p->embedded, (long long)p->cut,
+            (long long)p->captions, (long long)made.embedded, (long long)p->cut,
             (long long)w->text_length);
     fprintf(stderr, "  skipped   %d\n", w->bad.n);
     print_notes(&w->bad, "            ", w->bad.n);
@@ -231,20 +268,39 @@ static void conclude(Prepare *p) {
     printf(
         "clips %lld\nsamples %d\nencoded %lld\nimages %lld\nembedded %lld\nskipped %d\ncut %lld\n"
         "bytes %lld\n",
-        (long long)clips, w->n_samples, (long long)p->encoded, (long long)p->images,
-        (long long)p->embedded, w->bad.n, (long long)p->cut, (long long)cache_bytes(p->cache));
+        (long long)clips, w->n_samples, (long long)made.encoded, (long long)made.images,
+        (long long)made.embedded, w->bad.n, (long long)p->cut, (long long)cache_bytes(p->cache));
 }
 
 /* ---- the course -------------------------------------------------------------------------------
  */
 
-static bool run_stages(Prepare *p, Error *e) {
+bool prepare_share(Prepare *p, Error *e) {
+    p->wanted = wanted_open(p->config, p->folder, e);
+    if (!p->wanted || !open_cache(p, e)) return false;
     Encoder encoder = encoder_open(p->config, p->wanted);
-    announce(p, &encoder);
+    if (!p->rank) announce(p, &encoder);
+    prepare_opened(p);
     bool ok = prepare_text(p, e) && prepare_clips(p, &encoder, e);
     encoder_close(&encoder);
-    if (!ok) return false;
-    conclude(p);
+    return ok;
+}
+
+/* What the others encoded. */
+static bool adopt(Prepare *p, Error *e) {
+    Wanted *w = p->wanted;
+    if (!cache_adopt(p->cache, e)) return false;
+    wanted_find(w, p->cache);
+    for (int i = 0; i < w->n_samples; i++)
+        if (wanted_has(w, &w->samples[i]))
+            cache_files_set_bad(w->files, w->samples[i].latents_key.whole, NULL);
+    return true;
+}
+
+bool prepare_finish(Prepare *p, Error *e) {
+    if (p->rank) return true;
+    if (p->ranks > 1 && !adopt(p, e)) return false;
+    print_table(p);
     return p->wanted->n_samples ||
            error_set(e, EXIT_DATA, "%.300s: no clip of it can be used. The first: %.600s",
                      p->config->data.path, p->wanted->bad.items[0]);
@@ -252,12 +308,13 @@ static bool run_stages(Prepare *p, Error *e) {
 
 bool prepare_run(const Config *c, Error *e) {
     /* Not on the stack: a request to stop may be answered while this returns. */
-    static Prepare p = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    static Prepare p = {.lock = PTHREAD_MUTEX_INITIALIZER,
+                        .news_lock = PTHREAD_MUTEX_INITIALIZER,
+                        .met = PTHREAD_COND_INITIALIZER};
     p.config = c;
     p.folder = wanted_cache_folder(c);
-    prepare_on_stop(&p);
-    p.wanted = wanted_open(c, p.folder, e);
-    bool ok = p.wanted && open_cache(&p, e) && run_stages(&p, e);
+    prepare_on_stop();
+    bool ok = prepare_together(&p, e);
     Error late;
     ok = close_cache(&p, ok ? e : &late) && ok;
     wanted_close(p.wanted);

@@ -7,8 +7,8 @@
 #include "trainer/prepare.h"
 
 #include "data/image.h"
-#include "trainer/progress.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +28,7 @@ typedef struct {
     Prepare *p;
     WantedSample **tasks;     /* [n] */
     int64_t n, next, encoded; /* taken by decoders; behind us */
+    int64_t all;              /* tasks of all ranks */
     Slot slots[MAX_SLOTS];
     int n_slots;
     bool stop;
@@ -180,7 +181,7 @@ static bool add_latents(Prepare *p, const WantedSample *s, bool tiled, const flo
     bool ok =
         moments_finite(mean, 2 * n, item->video, e) && prepare_add(p, &entry, mean, mean + n, e);
     free(mean);
-    p->encoded += ok;
+    prepare_tell(p, &p->news.encoded, ok);
     return ok;
 }
 
@@ -217,7 +218,8 @@ static void open_queue(Queue *q, Prepare *p) {
     *q = (Queue){.p = p, .tasks = xcalloc((size_t)w->n_samples, sizeof *q->tasks)};
     for (int i = 0; i < w->n_samples; i++) {
         WantedSample *s = &w->samples[i];
-        if ((s->latents < 0 || !has_images(w, s)) && !s->bad) q->tasks[q->n++] = s;
+        if ((s->latents < 0 || !has_images(w, s)) && !s->bad && prepare_mine(p, q->all++))
+            q->tasks[q->n++] = s;
     }
     int64_t fit = DECODED_BYTES / (pixels * (int64_t)sizeof(float));
     q->n_slots = (int)MIN(MAX(fit, 2), MAX_SLOTS);
@@ -241,8 +243,8 @@ static void close_queue(Queue *q) {
 
 static bool encode_all(Queue *q, Encoder *n, Error *e) {
     Prepare *p = q->p;
-    int64_t all = p->wanted->n_samples, before = all - q->n;
-    Progress *bar = progress_open("encoding", "samples", (double)before, (double)all);
+    int64_t before = p->wanted->n_samples - q->all;
+    Progress *bar = prepare_bar(p, "encoding", "samples", before, p->wanted->n_samples);
     bool ok = true;
     for (int64_t i = 0; ok && i < q->n; i++) {
         WantedSample *s = q->tasks[i];
@@ -253,8 +255,12 @@ static bool encode_all(Queue *q, Encoder *n, Error *e) {
         } else if ((ok = encode(p, n, s, slot, e)))
             cache_files_set_bad(p->wanted->files, s->latents_key.whole, NULL);
         give_back(q, slot);
-        progress_set(bar, (double)(before + i + 1), NULL);
+        prepare_tell(p, &p->news.samples, 1);
+        prepare_show(p, bar, offsetof(RankNews, samples), before);
     }
+    Error late;
+    ok = prepare_flush(p, ok ? e : &late) && ok;
+    if (ok) prepare_await(p, bar, offsetof(RankNews, samples), before, q->all);
     progress_close(bar);
     return ok;
 }

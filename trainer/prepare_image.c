@@ -58,7 +58,7 @@ bool prepare_image(Prepare *p, const Encoder *n, const WantedSample *s, const fl
         vae_run(n->images, noised, moments);
         ok = moments_finite(moments, 2 * half, source, e) &&
              prepare_add(p, &entry, moments, moments + half, e);
-        p->images += ok;
+        prepare_tell(p, &p->news.images, ok);
     }
     free(noised);
     free(moments);

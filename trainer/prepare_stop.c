@@ -1,47 +1,44 @@
-/* Owns the answer to requests to stop (SIGINT, SIGTERM, SIGUSR1) while `prepare` works. A thread of
- * its own gives it: encoding one clip may take minutes, and need not end first. */
+/* Owns the signals that ask `prepare` to stop (SIGINT, SIGTERM, SIGUSR1), and how the program's own
+ * thread sleeps between them while another works. */
 #define _GNU_SOURCE
 #include "trainer/prepare.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static int pipe_ends[2];
-static Prepare *stopping;
+static volatile sig_atomic_t asked;
+
+void prepare_wake(void) {
+    int saved = errno;
+    ssize_t written = write(pipe_ends[1], "", 1);
+    (void)written; /* a full pipe wakes already */
+    errno = saved;
+}
 
 /* Only what a signal handler may do. */
 static void ask(int signal) {
     (void)signal;
-    int saved = errno;
-    ssize_t written = write(pipe_ends[1], "", 1);
-    (void)written; /* a full pipe has been asked already */
-    errno = saved;
+    asked = 1;
+    prepare_wake();
 }
 
-static void *answer(void *unused) {
-    (void)unused;
-    char byte;
-    ssize_t n;
-    do n = read(pipe_ends[0], &byte, 1);
-    while (n < 0 && errno == EINTR);
-    bool ok = prepare_stop(stopping);
-    fflush(stdout);
-    _exit(ok ? EXIT_STOPPED : EXIT_WORLD); /* others compute still: their memory must stay */
+bool prepare_asked(void) { return asked; }
+
+void prepare_sleep(int milliseconds) {
+    struct pollfd wait = {.fd = pipe_ends[0], .events = POLLIN};
+    char bytes[64];
+    if (poll(&wait, 1, milliseconds) > 0)
+        while (read(pipe_ends[0], bytes, sizeof bytes) == sizeof bytes) continue;
 }
 
-void prepare_on_stop(Prepare *p) {
+void prepare_on_stop(void) {
     static const int SIGNALS[] = {SIGINT, SIGTERM, SIGUSR1};
-    pthread_t thread;
-    stopping = p;
     CHECK(!pipe2(pipe_ends, O_CLOEXEC | O_NONBLOCK), "no pipe: %s", strerror(errno));
-    fcntl(pipe_ends[0], F_SETFL, 0); /* the reader waits, the handler never does */
-    CHECK(!pthread_create(&thread, NULL, answer, NULL), "no thread");
-    pthread_detach(thread);
     struct sigaction how = {.sa_handler = ask, .sa_flags = SA_RESTART};
     for (size_t i = 0; i < COUNT(SIGNALS); i++) sigaction(SIGNALS[i], &how, NULL);
 }

@@ -3,8 +3,8 @@
 
 #include "data/t5.h"
 #include "data/tokenizer.h"
-#include "trainer/progress.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,8 +45,8 @@ typedef struct {
 typedef struct {
     Prepare *p;
     Tokenizer *tokenizer;
-    Text *texts; /* [n] what is missing, the empty caption first */
-    int64_t n;
+    Text *texts; /* [n] what is missing, the empty caption first: this rank's share of it */
+    int64_t n, all; /* of all ranks */
 } TextStage;
 
 static bool add_text(TextStage *t, const char *caption, const char *key, bool missing, bool *cut,
@@ -54,7 +54,7 @@ static bool add_text(TextStage *t, const char *caption, const char *key, bool mi
     int64_t length = t->p->wanted->text_length;
     int64_t *ids = xcalloc((size_t)length, sizeof *ids);
     bool ok = tokenizer_encode(t->tokenizer, caption, strlen(caption), length, ids, cut, e);
-    if (ok && missing)
+    if (ok && missing && prepare_mine(t->p, t->all++))
         t->texts[t->n++] = (Text){caption, key, ids};
     else
         free(ids);
@@ -89,11 +89,11 @@ static bool tokenize(TextStage *t, Error *e) {
         ok = add_text(t, item->caption, s->embedding_key, s->embedding < 0 && !empty, &cut, e) ||
              spoil(t, s, e);
         p->cut += cut;
-        if (cut && p->cut <= 3)
+        if (cut && p->cut <= 3 && !p->rank)
             fprintf(stderr, "cogsmith: %s: the caption is cut: it has more than %lld tokens\n",
                     item->origin, (long long)w->text_length);
     }
-    if (p->cut > 3)
+    if (p->cut > 3 && !p->rank)
         fprintf(stderr, "cogsmith: %lld captions in all are cut at %lld tokens\n",
                 (long long)p->cut, (long long)w->text_length);
     free(list);
@@ -114,7 +114,7 @@ static bool embed(TextStage *t, T5 *t5, int64_t first, int64_t n, Error *e) {
                             .caption = t->texts[first + i].caption};
         snprintf(entry.key, sizeof entry.key, "%s", t->texts[first + i].key);
         ok = prepare_add(t->p, &entry, values + i * length * width, NULL, e);
-        t->p->embedded += ok;
+        prepare_tell(t->p, &t->p->news.embedded, ok);
     }
     free(ids);
     free(values);
@@ -129,16 +129,20 @@ static bool embed_all(TextStage *t, Error *e) {
         die("%s/config.json: d_model: expected %lld as the transformer's text_embed_dim, found "
             "%lld: they are of two models",
             w->text_folder, (long long)w->model.text_dim, (long long)t5->config.width);
-    int64_t all = t->p->captions + 1;
-    Progress *bar = progress_open("embedding", "captions", (double)(all - t->n), (double)all);
+    int64_t before = t->p->captions + 1 - t->all;
+    Progress *bar = prepare_bar(t->p, "embedding", "captions", before, before + t->all);
     bool ok = true;
     for (int64_t i = 0; ok && i < t->n; i += BATCH) {
-        ok = embed(t, t5, i, MIN(BATCH, t->n - i), e);
-        progress_set(bar, (double)(all - t->n + MIN(i + BATCH, t->n)), NULL);
+        int64_t n = MIN(BATCH, t->n - i);
+        ok = embed(t, t5, i, n, e);
+        prepare_tell(t->p, &t->p->news.captions, n);
+        prepare_show(t->p, bar, offsetof(RankNews, captions), before);
     }
-    progress_close(bar);
     t5_close(t5);
-    return ok && prepare_flush(t->p, e);
+    ok = ok && prepare_flush(t->p, e);
+    if (ok) prepare_await(t->p, bar, offsetof(RankNews, captions), before, t->all);
+    progress_close(bar);
+    return ok;
 }
 
 bool prepare_text(Prepare *p, Error *e) {

@@ -76,6 +76,9 @@ RunFolder run_folder_open(const char *path) {
     if (!make_folders(path, &e) || !is_run(path, &e)) die_error(&e);
     r.lock = folder_lock(path, "trains in this folder", &e);
     if (r.lock < 0) die_error(&e);
+    char *samples = xprintf("%s/samples", path);
+    if (!whole_sweep(path, NULL, &e) || !whole_sweep(samples, NULL, &e)) die_error(&e);
+    free(samples);
     return r;
 }
 
@@ -128,24 +131,34 @@ static void expect_same_run(const Config *c, const char *checkpoint, const Posit
     config_free(before);
 }
 
-/* A damaged checkpoint keeps its files under another name. */
-static void put_aside(const char *folder, int64_t step, const Error *why) {
+/* A checkpoint that is not gone on from keeps its files under another name. */
+static void put_aside(const char *folder, int64_t step, const char *what, const char *why) {
     char *path = checkpoint_path(folder, step), *aside = NULL;
     struct stat info;
     Error e;
     for (int i = 1; !aside || !lstat(aside, &info); i++) {
         free(aside);
-        aside = xprintf("%s/damaged-%06lld.%d", folder, (long long)step, i);
+        aside = xprintf("%s/%s-%06lld.%d", folder, what, (long long)step, i);
     }
-    fprintf(stderr, "cogsmith: %s Put aside as %s\n", why->text, aside);
+    fprintf(stderr, "cogsmith: %s Put aside as %s\n", why, aside);
     if (!folder_rename(path, aside, &e)) die_error(&e);
     free(path);
     free(aside);
 }
 
+/* `latest` is the checkpoint that a run goes on from; 0: there is none. */
+static void point_latest(const RunFolder *r, int64_t step) {
+    char *latest = xprintf("%s/latest", r->path);
+    char *target = xprintf("checkpoints/step-%06lld", (long long)step);
+    Error e;
+    if (!(step ? whole_link(latest, target, &e) : tree_remove(latest, &e))) die_error(&e);
+    free(latest);
+    free(target);
+}
+
 static char *newest_whole(const RunFolder *r, Position *at) {
     char *folder = xprintf("%s/checkpoints", r->path), *found = NULL;
-    int n;
+    int n, damaged = 0;
     int64_t *steps = checkpoint_list(folder, &n);
     for (int i = 0; !found && i < n; i++) {
         char *path = checkpoint_path(folder, steps[i]);
@@ -153,12 +166,29 @@ static char *newest_whole(const RunFolder *r, Position *at) {
         if (checkpoint_verify(path, at, &e))
             found = xstrdup(path);
         else
-            put_aside(folder, steps[i], &e);
+            put_aside(folder, steps[i], "damaged", e.text), damaged++;
         free(path);
     }
+    if (damaged) point_latest(r, found ? at->step : 0);
     free(steps);
     free(folder);
     return found;
+}
+
+/* Later steps of a run that goes back to an earlier one would be taken for its own. */
+static void go_back(const RunFolder *r, int64_t step) {
+    char *folder = xprintf("%s/checkpoints", r->path);
+    int n, i = 0;
+    int64_t *steps = checkpoint_list(folder, &n);
+    for (; i < n && steps[i] > step; i++) {
+        char *why = xprintf("the run goes back to step %lld, before its checkpoint of step %lld.",
+                            (long long)step, (long long)steps[i]);
+        put_aside(folder, steps[i], "later", why);
+        free(why);
+    }
+    if (i) point_latest(r, i < n ? steps[i] : 0);
+    free(steps);
+    free(folder);
 }
 
 char *run_folder_resume(const RunFolder *r, const Config *c, int world, Position *at) {
@@ -178,6 +208,7 @@ char *run_folder_resume(const RunFolder *r, const Config *c, int world, Position
         if (!checkpoint_verify(found, at, &e)) config_die(c, "train.resume", "%s", e.text);
     }
     if (found) expect_same_run(c, found, at, world);
+    if (found && strcmp(resume, "auto")) go_back(r, at->step);
     return found;
 }
 

@@ -14,7 +14,7 @@ static const uint32_t HOLDOUT_STEP = 0xffffffffu; /* no optimizer step has this 
  */
 
 static int count_missing(const Wanted *w) {
-    int n = w->empty < 0;
+    int n = 0;
     for (int i = 0; i < w->n_samples; i++) n += !wanted_has(w, &w->samples[i]);
     return n;
 }
@@ -22,10 +22,13 @@ static int count_missing(const Wanted *w) {
 static void need_all(const Config *c, const Wanted *w, const char *folder) {
     Error e;
     if (wanted_complete(w)) return;
+    int missing = count_missing(w);
+    char *what = missing ? xprintf("%d of %d samples are", missing, w->n_samples)
+                         : xstrdup("the embedding of the empty caption is");
     error_set(&e, EXIT_DATA,
-              "%.300s: %d of %d samples are not in the cache yet. Run `cogsmith prepare` with the "
-              "same config first%s.",
-              folder, count_missing(w), w->n_samples,
+              "%.300s: %s not in the cache yet. Run `cogsmith prepare` with the same config "
+              "first%s.",
+              folder, what,
               c->data.on_bad == ON_BAD_SKIP ? "" : "; data.on_bad=skip leaves out bad clips");
     die_error(&e);
 }
@@ -64,14 +67,7 @@ Samples *samples_open(const Config *c) {
     Error e;
     char *folder = wanted_cache_folder(c);
     s->cache = cache_open(folder, false, &e);
-    if (!s->cache) {
-        if (e.exit_code == EXIT_USER)
-            error_set(&e, EXIT_DATA,
-                      "%.300s: there is no cache. Run `cogsmith prepare` with the same config "
-                      "first.",
-                      folder);
-        die_error(&e);
-    }
+    if (!s->cache) die_error(&e);
     s->wanted = wanted_open(c, folder, &e);
     if (!s->wanted) die_error(&e);
     wanted_find(s->wanted, s->cache);
@@ -154,8 +150,11 @@ static void shuffle(Samples *s, int64_t epoch) {
 
 int samples_at(Samples *s, int64_t ordinal) {
     int64_t epoch = ordinal / s->n_train;
+    pthread_mutex_lock(&s->lock);
     if (epoch != s->epoch) shuffle(s, epoch);
-    return s->train[s->order[ordinal % s->n_train]];
+    int sample = s->train[s->order[ordinal % s->n_train]];
+    pthread_mutex_unlock(&s->lock);
+    return sample;
 }
 
 /* ---- one sample -------------------------------------------------------------------------------

@@ -6,12 +6,13 @@
  * seed alone: order, noise and timesteps are the same for any number of ranks and after any resume.
  *
  *   order       an epoch is a Fisher-Yates shuffle of all samples by PURPOSE_ORDER
- *   timestep    uniform: floor(1000 u); explicit: floor(1000 (place + u) / global), where `place`
- * is the sample's place among the `global` samples of its step (Yang et al. 2024, §3.3) latents
- * scale * (mean + deviation * PURPOSE_POSTERIOR) caption     the empty one where
- * PURPOSE_CAPTION_DROPOUT < data.caption_dropout image       zeros where PURPOSE_IMAGE_DROPOUT's
- * element 0 < data.image_dropout, else a sample of the posterior of the noised encoding that its
- * element 1 picks
+ *   timestep    uniform: floor(1000 u); explicit: floor(1000 (place + u) / global), where
+ *               `place` is the sample's among the `global` samples of its step
+ *               (Yang et al. 2024, §3.3)
+ *   latents     scale * (mean + deviation * PURPOSE_POSTERIOR)
+ *   caption     the empty one where PURPOSE_CAPTION_DROPOUT < data.caption_dropout
+ *   image       zeros where PURPOSE_IMAGE_DROPOUT's element 0 < data.image_dropout, else a sample
+ *               of the posterior of the noised encoding that its element 1 picks
  */
 #pragma once
 
@@ -24,7 +25,7 @@
 typedef struct {
     Wanted *wanted;
     Cache *cache;
-    pthread_mutex_t lock;   /* over the cache, which is read by one thread at a time */
+    pthread_mutex_t lock;   /* over the cache, which is read by one thread at a time, and order */
     int *train, *holdout;   /* samples of `wanted` */
     int n_train, n_holdout; /* holdout: all windows of the dataset's last data.holdout clips */
     int64_t f, c, h, w;     /* of latents as the transformer takes them: f padded to its patch */

@@ -20,6 +20,8 @@ VaeJob *config_vae_job(const Config *c, Vae *v, VaeHalfName half, int64_t frames
     VaeTiling tiling = config_tiling(c);
     int64_t available = available_bytes(c->memory.budget, NULL);
     VaeJob *j = vae_job_open(v, half, frames, height, width, &tiling, available, &e);
+    if (!j && c->memory.budget && tiling.choice == VAE_TILE_AUTO)
+        config_die(c, "memory.budget", "%s: %s", what, e.text);
     if (!j) die("%s: %s", what, e.text);
     double mib = 1 << 20;
     if (c->memory.budget && vae_job_bytes(j) > available)

@@ -1,7 +1,8 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
 #include "trainer/cli.h"
-#include "trainer/profile.h"
+#include "trainer/planner.h"
+#include "trainer/same.h"
 #include "trainer/stop.h"
 
 #include <math.h>
@@ -58,6 +59,7 @@ static void open_data(Train *t, bool resumed) {
     const Config *c = t->config;
     const Comm *comm = t->model->comm;
     t->samples = samples_open(c);
+    ranks_agree(t->model->comm, "set of samples", t->samples->digest);
     if (resumed && strcmp(t->samples->digest, t->at.dataset))
         config_die(c, "data.path",
                    "the samples are not those that the run began with: clips, captions or settings "
@@ -142,9 +144,9 @@ static bool update(Train *t, StepRecord *r, Error *e) {
 
 static bool due(int64_t every, int64_t step) { return every && step % every == 0; }
 
-static bool save(Train *t, Error *e) {
-    if (t->saved_step == t->at.step) return true;
-    if (!saver_save(t->saver, &t->at, e)) return false;
+/* The state, to be written once the step is recorded. */
+static bool copy(Train *t, Error *e) {
+    if (!saver_copy(t->saver, &t->at, e)) return false;
     t->saved_step = t->at.step;
     return true;
 }
@@ -153,13 +155,22 @@ static bool save(Train *t, Error *e) {
 static bool after_step(Train *t, StepRecord *r, bool stop, Error *e) {
     const TrainConfig *c = &t->config->train;
     bool last = t->at.step == c->steps, ok = true;
+    bool saves = stop || last || due(c->checkpoint_every, t->at.step);
+    double start = now_seconds();
     if (due(c->validate_every, t->at.step) || (last && c->validate_every))
         ok = holdout_loss(t, &r->holdout_loss, e);
-    double start = now_seconds();
-    if (ok && (stop || last || due(c->checkpoint_every, t->at.step))) ok = save(t, e);
+    r->holdout_ms = ms_since(start);
+    start = now_seconds();
+    if (ok && saves) ok = copy(t, e);
     r->copy_ms = ms_since(start);
+    r->step_ms = ms_since(t->accounted);
+    t->accounted = now_seconds();
     ok = ok && report_step(t, r, e);
-    if (ok && due(c->sample_every, t->at.step)) ok = previews_make(t, e);
+    if (ok && saves) saver_write(t->saver);
+    if (ok && due(c->sample_every, t->at.step)) {
+        ok = previews_make(t, e);
+        t->accounted = now_seconds();
+    }
     if (ok && saver_failed(t->saver)) ok = saver_wait(t->saver, e);
     return ok;
 }
@@ -176,10 +187,8 @@ static bool all_stop(const Train *t) {
 }
 
 static bool train_step(Train *t, bool *stop, Error *e) {
-    double start = now_seconds();
     StepRecord r = {.step = t->at.step + 1, .holdout_loss = NAN};
     if (!compute(t, &r, e) || !update(t, &r, e)) return false;
-    r.step_ms = ms_since(start);
     t->at.step++;
     t->at.samples += t->at.global_batch;
     *stop = all_stop(t);
@@ -193,15 +202,18 @@ static bool train_step(Train *t, bool *stop, Error *e) {
 static void keep_good_state(Train *t) {
     Error e;
     if (t->at.step == t->saved_step || !t->at.step) return;
-    bool kept = save(t, &e) && saver_wait(t->saver, &e);
+    bool kept = copy(t, &e);
+    if (kept) saver_write(t->saver);
+    kept = kept && saver_wait(t->saver, &e);
     if (t->progress)
         progress_say(t->progress, "the state after step %lld %s%s", (long long)t->at.step,
                      kept ? "is kept in a checkpoint" : "could not be kept: ", kept ? "" : e.text);
 }
 
-static void print_result(const Train *t) {
-    char *folder = xprintf("%s/checkpoints", t->run.path);
-    char *checkpoint = checkpoint_path(folder, t->at.step), *result;
+/* from: the checkpoint that the run began with; NULL: none. */
+static void print_result(const Train *t, const char *from, bool trained) {
+    char *folder = xprintf("%s/checkpoints", t->run.path), *result;
+    char *checkpoint = trained ? checkpoint_path(folder, t->at.step) : xstrdup(from);
     Error e;
     if (!run_folder_result(&t->run, checkpoint, t->model->training == TRAIN_FULL, &result, &e))
         die_error(&e);
@@ -222,13 +234,23 @@ static void close_train(Train *t) {
     model_close(t->model);
 }
 
+/* Ends the program with what every rank knows; one of them says it. */
+NORETURN static void end_diverged(Train *t, const Error *e) {
+    if (t->model->comm->rank == 0) fprintf(stderr, "cogsmith: %s\n", e->text);
+    agree(t->model, 0); /* no rank is gone before it is said */
+    exit(e->exit_code);
+}
+
 /* The steps that are left. Returns the exit code. */
 static int run_steps(Train *t) {
     bool stop = false, ok = true;
     Error e = {0};
+    t->accounted = now_seconds();
     while (ok && !stop && t->at.step < t->config->train.steps) ok = train_step(t, &stop, &e);
-    if (!ok && t->diverged) keep_good_state(t);
+    bool damaged = e.exit_code == EXIT_DATA && t->model->comm->size == 1; /* a cached value */
+    if (!ok && (t->diverged || damaged)) keep_good_state(t);
     progress_close(t->progress);
+    if (!ok && t->diverged) end_diverged(t, &e);
     if (!ok) die_error(&e);
     if (!saver_wait(t->saver, &e)) die_error(&e);
     if (t->at.step == t->config->train.steps) return 0;
@@ -264,15 +286,18 @@ int verb_train(const Call *call) {
     stop_catch();
     if (!c->train.out) c->train.out = run_folder_path(c);
     Train t = {.config = c, .saved_step = -1};
+    planner_decide(c, model_training(c));
     t.model = model_open(c, model_training(c), MODEL_WEIGHTS, false);
+    ranks_agree_to_start(t.model->comm, c);
     char *from = find_start(&t, c->train.out);
     int code = 0;
     if (from) t.saved_step = t.at.step;
-    if (t.at.step < c->train.steps) {
+    bool left = t.at.step < c->train.steps;
+    if (left) {
         begin(&t, from);
         code = run_steps(&t);
     }
-    if (!code && t.model->comm->rank == 0) print_result(&t);
+    if (!code && t.model->comm->rank == 0) print_result(&t, from, left);
     close_train(&t);
     free(from);
     return code;

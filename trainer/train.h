@@ -1,6 +1,7 @@
 /* `cogsmith train`: a run from its folder to its result. The parts, for trainer/train*.c alone. */
 #pragma once
 
+#include "trainer/learner.h"
 #include "trainer/loader.h"
 #include "trainer/progress.h"
 #include "trainer/run_folder.h"
@@ -28,16 +29,22 @@ typedef struct {
     int64_t saved_step; /* of the newest checkpoint; -1: none */
     Progress *progress; /* of rank 0 */
     bool diverged;      /* a loss or gradient is not finite; every rank knows */
+    double accounted;   /* the moment up to which steps account for their time */
     double loss_average;
     double holdout_loss; /* the last one */
 } Train;
 
-/* What a step came to, and where its time went. */
+/* What a step came to, and where its time went: step_ms is all of it since the record of the step
+ * before (previews apart), the others are parts of it. */
 typedef struct {
     int64_t step; /* from 1 */
     double loss, grad_norm, learning_rate;
-    double step_ms, wait_ms, compute_ms, update_ms, copy_ms;
-    double holdout_loss; /* NaN: not asked for at this step */
+    double step_ms;
+    double wait_ms;             /* for the cache */
+    double compute_ms;          /* forward and backward */
+    double update_ms;           /* norm and optimizer */
+    double holdout_ms, copy_ms; /* the held-out loss; what a checkpoint keeps the step waiting */
+    double holdout_loss;        /* NaN: not asked for at this step */
 } StepRecord;
 
 /* ---- train_report.c ---- */
@@ -46,7 +53,8 @@ void report_start(const Train *t, bool resumed);
 bool report_step(Train *t, const StepRecord *r, Error *e);
 
 /* ---- train_trouble.c ---- */
-/* A loss or gradient norm that is not finite: names step, samples and tensor in *e (EXIT_WORLD). */
+/* A loss or gradient norm that is not finite: names step, samples and tensor in *e (EXIT_WORLD),
+ * the same on every rank; every rank must call it. */
 void trouble_loss(Train *t, const Batch *batch, const Micro *micro, Error *e);
 void trouble_gradient(Train *t, Error *e);
 

@@ -1,5 +1,5 @@
 /* Owns what a run says: its summary, its live line, its records. */
-#include "trainer/profile.h"
+#include "trainer/planner.h"
 #include "trainer/train.h"
 
 #include <jansson.h>
@@ -29,12 +29,6 @@ static char *what_is_trained(const Train *t) {
                          maps, variant, parameters);
 }
 
-static double predicted_seconds(const Train *t) {
-    Profile p = profile_measure();
-    return (double)t->config->train.accumulate * profile_seconds(&p, t->learner->shaped[0].plan) +
-           optim_cost(t->model->params).bytes / p.memory_rate;
-}
-
 /* "45 s", "12 min", "3.4 h" */
 static char *duration(double seconds) {
     return seconds < 90     ? xprintf("%.0f s", seconds)
@@ -57,7 +51,8 @@ void report_start(const Train *t, bool resumed) {
     const Samples *s = t->samples;
     const Wanted *w = s->wanted;
     int64_t left = c->train.steps - t->at.step;
-    double step = predicted_seconds(t);
+    Profile profile = profile_measure();
+    double step = predicted_seconds(c, &profile, t->learner);
     char *what = what_is_trained(t), *time = duration(step * (double)left);
     fprintf(stderr, "training  %s\n", what);
     fprintf(stderr, "samples   %d of %lld frames of %lld x %lld; %d held out (%s)\n", s->n_train,
@@ -69,8 +64,11 @@ void report_start(const Train *t, bool resumed) {
             (long long)c->train.steps, (long long)t->at.global_batch, (long long)c->train.batch,
             (long long)c->train.accumulate, t->model->comm->size,
             (double)c->train.steps * (double)t->at.global_batch / s->n_train);
-    fprintf(stderr, "memory    %.3f GiB on the device at the peak (%s), %.3f GiB for checkpoints\n",
+    fprintf(stderr,
+            "memory    %.3f GiB on the device at the peak (%s), %.3f GiB on the host, %.3f "
+            "GiB for checkpoints\n",
             (double)planned_bytes(t) / (1 << 30), RECOMPUTE[t->learner->recompute],
+            (double)learner_bytes(t->learner).host / (1 << 30),
             (double)saver_bytes(t->saver) / (1 << 30));
     fprintf(stderr, "time      about %s: %.3g s a step, predicted\n", time, step);
     fprintf(stderr, "out       %s%s\n", t->run.path,
@@ -96,6 +94,7 @@ static char *metric_line(const Train *t, const StepRecord *r) {
     json_object_set_new(j, "wait_ms", number(r->wait_ms));
     json_object_set_new(j, "compute_ms", number(r->compute_ms));
     json_object_set_new(j, "update_ms", number(r->update_ms));
+    json_object_set_new(j, "holdout_ms", number(r->holdout_ms));
     json_object_set_new(j, "copy_ms", number(r->copy_ms));
     json_object_set_new(j, "peak_bytes", json_integer((json_int_t)t->model->memory.peak_bytes));
     char *text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(17));
@@ -112,9 +111,9 @@ bool report_step(Train *t, const StepRecord *r, Error *e) {
                           : r->loss;
     if (t->model->comm->rank) return true;
     if (!isnan(r->holdout_loss)) t->holdout_loss = r->holdout_loss;
-    char *held = t->holdout_loss > 0 ? xprintf(", held out %.4f", t->holdout_loss) : xstrdup("");
-    char *note = xprintf("loss %.4f%s, grad %.3g, lr %.3g, %.3g s/step, %.2f GiB", t->loss_average,
-                         held, r->grad_norm, r->learning_rate, 1e-3 * r->step_ms,
+    char *held = t->holdout_loss > 0 ? xprintf(", held out %.3g", t->holdout_loss) : xstrdup("");
+    char *note = xprintf("loss %.3g%s, grad %.2g, lr %.3g, %.2f GiB", t->loss_average, held,
+                         r->grad_norm, r->learning_rate,
                          (double)t->model->memory.peak_bytes / (1 << 30));
     char *line = metric_line(t, r);
     progress_set(t->progress, (double)r->step, note);

@@ -1,5 +1,6 @@
 /* `cogsmith export`: an adapter, or full weights, as another runtime reads them. */
 #define _XOPEN_SOURCE 700
+#include "data/digests.h"
 #include "data/whole.h"
 #include "trainer/cli.h"
 #include "trainer/export.h"
@@ -83,7 +84,8 @@ static bool export_adapter(const Export *x, const char *card, Error *e) {
         ok = write_text(folder.temporary, "adapter_config.json", config, e);
         free(config);
     }
-    ok = ok && write_text(folder.temporary, "README.md", card, e);
+    ok = ok && write_text(folder.temporary, "README.md", card, e) &&
+         digests_write(folder.temporary, &FOLDER_DIGESTS, NULL, e);
     free(path);
     free(name);
     return ok ? whole_folder_commit(&folder, e) : whole_folder_discard(&folder);

@@ -109,6 +109,10 @@ static void embeddings_are_the_published_ones(void **state) {
 static void stages_are_the_published_ones(void **state) {
     (void)state;
     enum { N = 2 * L * WIDTH };
+    if (access("../shared/golden/t5/stages.safetensors", F_OK)) {
+        print_message("the streams inside are not in the project: not compared\n");
+        skip();
+    }
     Safetensors s = golden_file("t5/stages.safetensors");
     int64_t *ids = golden_ids();
     T5 *t = open_golden();

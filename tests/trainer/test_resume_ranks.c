@@ -1,0 +1,249 @@
+/* One run that goes over worlds of 1, 2 and 3 ranks and all ZeRO stages, a step in each: what a
+ * world loads is what another saved, bit for bit, and the samples go on in their order.
+ *
+ * The program is its own worker: `mpirun -n W test_resume_ranks CONFIG CHECKPOINT OUT setting ...`
+ * loads a checkpoint and saves it again. */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "tests/trainer/train_model.h"
+
+enum { GLOBAL = 6 };
+
+static const struct {
+    int world, zero;
+} CHAIN[] = {{1, 0}, {2, 1}, {3, 2}, {3, 0}, {1, 3}, {3, 3}, {2, 0},
+             {2, 3}, {3, 1}, {1, 1}, {1, 2}, {2, 2}, {1, 0}};
+
+static char *self;
+
+/* ---- the worker -------------------------------------------------------------------------------
+ */
+
+static int save_again(char **args) {
+    Config *c = config_new();
+    Position at;
+    Error e;
+    bool ok = config_read_file(c, args[0], &e);
+    for (char **setting = args + 3; ok && *setting; setting++) ok = config_assign(c, *setting, &e);
+    if (!ok) die_error(&e);
+    Model *m = model_open(c, model_training(c), MODEL_WEIGHTS, false);
+    if (!checkpoint_position(args[1], &at, &e) || !checkpoint_load(args[1], m, &e)) die_error(&e);
+    Saver *s = saver_open(c, m, args[2]);
+    if (!saver_copy(s, &at, &e)) die_error(&e);
+    saver_write(s);
+    if (!saver_wait(s, &e)) die_error(&e);
+    saver_close(s);
+    model_close(m);
+    config_free(c);
+    return 0;
+}
+
+/* ---- states -----------------------------------------------------------------------------------
+ */
+
+/* A run of one part of one bucket, "m/block.3.trained@4096" without its offset. */
+typedef struct {
+    char name[100];
+    float *values;
+    int64_t count, found;
+} Vector;
+
+typedef struct {
+    Vector vector[64];
+    int n;
+} State;
+
+static Vector *vector_of(State *s, const char *name, size_t n) {
+    for (int i = 0; i < s->n; i++)
+        if (strlen(s->vector[i].name) == n && !strncmp(s->vector[i].name, name, n))
+            return &s->vector[i];
+    assert_true(s->n < (int)COUNT(s->vector) && n < sizeof s->vector[0].name);
+    Vector *v = &s->vector[s->n++];
+    memcpy(v->name, name, n);
+    return v;
+}
+
+static void add_file(State *s, const char *path) {
+    Safetensors f;
+    Error e;
+    if (!safetensors_open(&f, path, &e)) fail_msg("%s", e.text);
+    for (size_t i = 0; i < f.n_tensors; i++) {
+        const SafetensorsTensor *t = &f.tensors[i];
+        const char *mark = strrchr(t->name, '@');
+        assert_non_null(mark);
+        Vector *v = vector_of(s, t->name, (size_t)(mark - t->name));
+        int64_t from = atoll(mark + 1), end = from + t->shape[0];
+        if (end > v->count) {
+            v->values = xrealloc(v->values, (size_t)end * sizeof *v->values);
+            v->count = end;
+        }
+        memcpy(v->values + from, t->data, t->bytes);
+        v->found += t->shape[0];
+    }
+    safetensors_close(&f);
+}
+
+/* All of a checkpoint's state, whoever wrote it. */
+static State read_state(const char *checkpoint, int world) {
+    State s = {0};
+    for (int rank = 1; rank <= world; rank++) {
+        char *path = xprintf("%s/state-%05d-of-%05d.safetensors", checkpoint, rank, world);
+        add_file(&s, path);
+        free(path);
+    }
+    for (int i = 0; i < s.n; i++)
+        if (s.vector[i].found != s.vector[i].count)
+            fail_msg("%s: %s has holes or overlaps", checkpoint, s.vector[i].name);
+    return s;
+}
+
+static void free_state(State *s) {
+    for (int i = 0; i < s->n; i++) free(s->vector[i].values);
+}
+
+static void expect_same_state(const char *a, int world_a, const char *b, int world_b) {
+    State x = read_state(a, world_a), y = read_state(b, world_b);
+    assert_int_equal(x.n, y.n);
+    assert_true(x.n >= 9);
+    for (int i = 0; i < x.n; i++) {
+        const Vector *u = &x.vector[i], *v = vector_of(&y, u->name, strlen(u->name));
+        if (u->count != v->count || memcmp(u->values, v->values, (size_t)u->count * sizeof(float)))
+            fail_msg("%s is not what was saved by %d ranks, on %d", u->name, world_a, world_b);
+    }
+    free_state(&x);
+    free_state(&y);
+}
+
+/* ---- the chain --------------------------------------------------------------------------------
+ */
+
+/* mpirun -n world WHAT ...; its exit status. */
+static int run_ranks(int world, const char *what, const char *more) {
+    char *line =
+        xprintf("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 "
+                "mpirun --oversubscribe --mca mpi_yield_when_idle 1 "
+                "--mca btl_vader_single_copy_mechanism none -n %d %s %s >/dev/null 2>%s/stderr",
+                world, what, more, train_folder);
+    int status = system(line);
+    free(line);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* What the ranks said. */
+static char *said(void) {
+    size_t n;
+    char *bytes = (char *)scratch_read(in_train("stderr"), &n),
+         *text = xprintf("%.*s", (int)n, bytes);
+    free(bytes);
+    return text;
+}
+
+/* A command on the world of case i. */
+static void run_case(int i, const char *what, const char *more) {
+    char *settings = xprintf("method=full ranks.zero=%d train.batch=1 train.accumulate=%d %s",
+                             CHAIN[i].zero, GLOBAL / CHAIN[i].world, more);
+    if (run_ranks(CHAIN[i].world, what, settings)) fail_msg("case %d: %s", i, said());
+    free(settings);
+}
+
+static void train_one(int i) {
+    char *what = xprintf("'%s' train %s/t.yaml train.out=%s/chain", getenv("COGSMITH"),
+                         train_folder, train_folder);
+    char *more = xprintf("train.steps=%d train.keep=20", i + 1);
+    run_case(i, what, more);
+    free(what);
+    free(more);
+}
+
+/* Case i loads what case i-1 saved. */
+static void load_one(int i) {
+    char *saved = xprintf("%s/chain/checkpoints/step-%06d", train_folder, i);
+    char *out = xprintf("%s/again-%d", train_folder, i);
+    char *again = xprintf("%s/checkpoints/step-%06d", out, i);
+    char *what = xprintf("'%s' %s/t.yaml %s %s", self, train_folder, saved, out);
+    mkdir(out, 0755);
+    run_case(i, what, "");
+    expect_same_state(saved, CHAIN[i - 1].world, again, CHAIN[i].world);
+    free(saved);
+    free(out);
+    free(again);
+    free(what);
+}
+
+static void one_run_over_many_worlds(void **state) {
+    (void)state;
+    for (int i = 0; i < (int)COUNT(CHAIN); i++) {
+        if (i) load_one(i);
+        train_one(i);
+    }
+    char *steps = xprintf("train.steps=%d", (int)COUNT(CHAIN));
+    train_expect(TRAIN("one", "method=full", "train.accumulate=6", steps), 0);
+    json_t *x = train_metrics("one"), *y = train_metrics("chain");
+    double worst = 0;
+    assert_int_equal(json_array_size(y), COUNT(CHAIN));
+    for (int i = 0; i < (int)COUNT(CHAIN); i++) {
+        double u = train_metric(x, i, "loss"), v = train_metric(y, i, "loss");
+        worst = MAX(worst, fabs(u - v) / u);
+        assert_true(train_metric(y, i, "samples") == GLOBAL * (i + 1));
+    }
+    print_message("the losses of one rank and of the chain differ by %.2g at most\n", worst);
+    assert_true(worst < 1e-6);
+    json_decref(x);
+    json_decref(y);
+    free(steps);
+}
+
+/* ---- what every rank must know ----------------------------------------------------------------
+ */
+
+/* Numbers that go wrong on any rank end all of them, with one line and the good state kept. */
+static void one_rank_speaks_for_all(void **state) {
+    (void)state;
+    char *start = train_start_from("loss.safetensors", 1e-25f, 1e25f, 64);
+    char *what = xprintf("'%s' train %s/t.yaml train.out=%s/loss %s", getenv("COGSMITH"),
+                         train_folder, train_folder, start);
+    assert_int_equal(run_ranks(2, what, "train.learning_rate=1 ranks.zero=3 train.steps=9"),
+                     EXIT_WORLD);
+    char *text = said(), *line = strstr(text, "step 2: the loss is not finite");
+    if (!line || strstr(line + 20, "the loss is not finite")) fail_msg("said: %s", text);
+    assert_parts(text, (const char *const[]){"the tensor \"", ".mp4 at timestep",
+                                             "the state after step 1 is kept", NULL});
+    CHECKPOINTS("loss", 0, 1);
+    free(text);
+    free(what);
+    free(start);
+}
+
+/* A request that reaches one rank alone. */
+static void one_rank_stops_all(void **state) {
+    (void)state;
+    char *what = xprintf("bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then (until [ -s "
+                         "%s/stop/metrics.jsonl ]; do sleep 0.01; done; kill -USR1 $$)& fi; "
+                         "exec \"$COGSMITH\" train %s/t.yaml train.out=%s/stop train.steps=20000'",
+                         train_folder, train_folder, train_folder);
+    int status = run_ranks(2, what, "");
+    char *text = said();
+    if (status != EXIT_STOPPED) fail_msg("exit code %d: %s", status, text);
+    assert_parts(text, (const char *const[]){"stopped after step", NULL});
+    int done = steps_so_far("stop");
+    CHECKPOINTS("stop", 0, done);
+    free(text);
+    free(what);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(one_run_over_many_worlds),
+                                       cmocka_unit_test(one_rank_speaks_for_all),
+                                       cmocka_unit_test(one_rank_stops_all)};
+    if (argc > 3) return save_again(argv + 1);
+    self = realpath("/proc/self/exe", NULL);
+    int failed = cmocka_run_group_tests(tests, train_setup, train_teardown);
+    free(self);
+    return failed;
+}
