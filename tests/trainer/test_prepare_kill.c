@@ -165,11 +165,11 @@ static int teardown(void **state) {
     return 0;
 }
 
-int main(int argc, char **argv) {
+int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_killed_run_is_completed),
         cmocka_unit_test(a_request_to_stop_is_answered),
     };
-    if (argc > 1) kills = atoi(argv[1]);
+    if (getenv("COGSMITH_KILLS")) kills = atoi(getenv("COGSMITH_KILLS"));
     return cmocka_run_group_tests(tests, setup, teardown);
 }
