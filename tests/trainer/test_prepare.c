@@ -191,9 +191,10 @@ static void python_reads_it(void **state) {
         skip();
     }
     PREPARE();
-    char *command = xprintf("PATH=/usr/bin:$PATH python3 tests/data/read_cache.py '%s' >'%s/read.txt' && "
-                            "test $(wc -l <'%s/read.txt') = 10",
-                            cache, folder, folder);
+    char *command =
+        xprintf("PATH=/usr/bin:$PATH python3 tests/data/read_cache.py '%s' >'%s/read.txt' && "
+                "test $(wc -l <'%s/read.txt') = 10",
+                cache, folder, folder);
     assert_int_equal(system(command), 0);
     free(command);
 }
