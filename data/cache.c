@@ -113,8 +113,7 @@ Cache *cache_open(const char *folder, bool writing, Error *e) {
         ok = error_set(e, EXIT_WORLD, "%.600s: the cache's folder cannot be made: %s", folder,
                        strerror(errno));
     if (ok && writing) ok = (c->lock = folder_lock(folder, "writes this cache", e)) >= 0;
-    ok = ok && cache_index_read(&c->index, folder, e) &&
-         (!writing || sweep(c, e));
+    ok = ok && cache_index_read(&c->index, folder, e) && (!writing || sweep(c, e));
     c->part = cache_index_next_part(&c->index);
     if (ok) return c;
     release(c);

@@ -222,3 +222,22 @@ bool whole_sweep(const char *folder, const char *prefix, Error *e) {
     if (d) closedir(d);
     return ok;
 }
+
+bool folders_make_above(const char *path, Error *e) {
+    char *copy = xstrdup(path);
+    bool ok = true;
+    for (char *slash = strchr(copy + 1, '/'); ok && slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        ok = !mkdir(copy, 0777) || errno == EEXIST || failed(copy, "make the folder", e);
+        *slash = '/';
+    }
+    free(copy);
+    return ok;
+}
+
+bool folders_make(const char *path, Error *e) {
+    char *below = xprintf("%s/", path);
+    bool ok = folders_make_above(below, e);
+    free(below);
+    return ok;
+}

@@ -48,6 +48,9 @@ bool whole_folder_discard(WholeFolder *f);
  * `prefix` (NULL: nothing else). A folder that is not there holds nothing. */
 bool whole_sweep(const char *folder, const char *prefix, Error *e);
 
+/* Makes a folder and those above it, or only those above a path, as far as they are missing. */
+bool folders_make(const char *path, Error *e);
+bool folders_make_above(const char *path, Error *e);
 /* Puts a folder's list of files on the disk. */
 bool folder_sync(const char *path, Error *e);
 /* Renames a finished folder and syncs the folder around it; both names are in one folder. */

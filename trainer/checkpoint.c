@@ -79,9 +79,7 @@ Saver *saver_open(const Config *c, Model *m, const char *run_folder) {
     s->masters = xcalloc((size_t)m->params->n_buckets, sizeof *s->masters);
     pthread_mutex_init(&s->lock, NULL);
     if (m->comm->rank == 0) {
-        if (mkdir(s->folder, 0777) && errno != EEXIST)
-            error_set(&e, EXIT_WORLD, "%.300s: %s", s->folder, strerror(errno)), die_error(&e);
-        if (!whole_sweep(s->folder, ".step-", &e)) die_error(&e);
+        if (!folders_make(s->folder, &e) || !whole_sweep(s->folder, ".step-", &e)) die_error(&e);
     }
     open_copies(s);
     return s;

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "trainer/export.h"
 
+#include "data/whole.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -16,19 +18,6 @@ const char EXPORT_MARK[] = "Exported by cogsmith";
 
 static bool failed(const char *path, const char *what, Error *e) {
     return error_set(e, EXIT_WORLD, "%.300s: cannot %s: %s.", path, what, strerror(errno));
-}
-
-/* The folders above `path`. */
-static bool make_parents(const char *path, Error *e) {
-    char *copy = xstrdup(path);
-    bool ok = true;
-    for (char *slash = strchr(copy + 1, '/'); ok && slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        ok = !mkdir(copy, 0777) || errno == EEXIST || failed(copy, "make the folder", e);
-        *slash = '/';
-    }
-    free(copy);
-    return ok;
 }
 
 static bool ends_with(const char *text, const char *tail) {
@@ -78,7 +67,7 @@ bool export_out_open(ExportOut *o, const char *path, Error *e) {
                          "Choose another export.out, or move this one away.",
                          path);
     o->work = state == FREE ? xstrdup(o->path) : xprintf("%s.new.%ld", o->path, (long)getpid());
-    return make_parents(o->path, e);
+    return folders_make_above(o->path, e);
 }
 
 /* Removes a folder of files. */

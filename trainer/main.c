@@ -69,14 +69,12 @@ static void print_verb_help(const Verb *verb) {
     printf("usage: cogsmith %s %s", verb->name,
            verb->operands ? verb->operands : "[config.yaml] [key.path=value ...]");
     for (size_t i = 0; i < COUNT(OPTIONS); i++)
-        if (verb->options & OPTIONS[i].bit)
-            printf(" [%s]", OPTIONS[i].name);
+        if (verb->options & OPTIONS[i].bit) printf(" [%s]", OPTIONS[i].name);
     printf("\n\n%s.\n", verb->summary);
     for (size_t i = 0; i < COUNT(OPTIONS); i++)
         if (verb->options & OPTIONS[i].bit)
             printf("\n  %-10s %s\n", OPTIONS[i].name, OPTIONS[i].doc);
-    if (!*verb->sections)
-        return;
+    if (!*verb->sections) return;
     printf("\nkeys [default], in the YAML file as nested mappings or here as key.path=value:\n");
     config_help(verb->sections);
 }
@@ -84,13 +82,11 @@ static void print_verb_help(const Verb *verb) {
 static const Verb *find_verb(const char *name) {
     const char *names[COUNT(VERBS)];
     for (size_t i = 0; i < COUNT(VERBS); i++) {
-        if (!strcmp(VERBS[i].name, name))
-            return &VERBS[i];
+        if (!strcmp(VERBS[i].name, name)) return &VERBS[i];
         names[i] = VERBS[i].name;
     }
     const char *near = nearest_name(name, names, COUNT(names));
-    if (near)
-        die("command line: '%.80s' is not a verb; did you mean '%s'?", name, near);
+    if (near) die("command line: '%.80s' is not a verb; did you mean '%s'?", name, near);
     die("command line: '%.80s' is not a verb; `cogsmith --help` lists them", name);
 }
 
@@ -117,15 +113,13 @@ static void read_config(Config *config, const Verb *verb, int n, char **args) {
     const char *file = NULL;
     Error e = {0};
     for (int i = 0; i < n && !verb->operands; i++) {
-        if (args[i][0] == '-' || is_assignment(args[i]))
-            continue;
+        if (args[i][0] == '-' || is_assignment(args[i])) continue;
         if (file)
             die("command line: '%.80s': one config file is read and '%.80s' is it; keys are given "
                 "as key.path=value",
                 args[i], file);
         file = args[i];
-        if (!config_read_file(config, file, &e))
-            die_error(&e);
+        if (!config_read_file(config, file, &e)) die_error(&e);
     }
     for (int i = 0; i < n; i++)
         if (args[i][0] != '-' && is_assignment(args[i]) && !config_assign(config, args[i], &e))
@@ -135,8 +129,7 @@ static void read_config(Config *config, const Verb *verb, int n, char **args) {
 static int run_verb(const Verb *verb, int n, char **args) {
     int options = 0;
     for (int i = 0; i < n; i++) {
-        if (args[i][0] != '-')
-            continue;
+        if (args[i][0] != '-') continue;
         if (!strcmp(args[i], "--help") || !strcmp(args[i], "-h")) {
             print_verb_help(verb);
             return 0;
@@ -148,8 +141,7 @@ static int run_verb(const Verb *verb, int n, char **args) {
     const char **files = xcalloc(n, sizeof *files);
     Call call = {.verb = verb->name, .config = config, .files = files};
     for (int i = 0; i < n && verb->operands; i++)
-        if (args[i][0] != '-' && !is_assignment(args[i]))
-            files[call.n_files++] = args[i];
+        if (args[i][0] != '-' && !is_assignment(args[i])) files[call.n_files++] = args[i];
     if (verb->operands && !call.n_files)
         die("command line: %s needs %s %.*s; see `cogsmith %s --help`", verb->name,
             strstr(verb->operands, "...") ? "at least one" : "one",

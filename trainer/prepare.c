@@ -3,6 +3,7 @@
 #include "trainer/prepare.h"
 
 #include "data/t5.h"
+#include "data/whole.h"
 #include "trainer/profile.h"
 
 #include <errno.h>
@@ -57,21 +58,6 @@ bool prepare_bad(Prepare *p, WantedSample *s, Error *e) {
     return true;
 }
 
-/* Makes the folders above the cache that data.cache names. */
-static bool make_parents(const char *folder, Error *e) {
-    char *path = xstrdup(folder);
-    bool ok = true;
-    for (char *slash = path + 1; ok && (slash = strchr(slash, '/')); slash++) {
-        *slash = 0;
-        if (mkdir(path, 0777) && errno != EEXIST)
-            ok = error_set(e, EXIT_WORLD, "%.600s: cannot be made: %s. Choose another data.cache",
-                           path, strerror(errno));
-        *slash = '/';
-    }
-    free(path);
-    return ok;
-}
-
 /* A digest of the samples' keys and of the lock file, which names rank 0: ranks that do not see the
  * same files must not share the work. */
 static int64_t view_of(const Prepare *p) {
@@ -92,7 +78,7 @@ static int64_t view_of(const Prepare *p) {
 
 static Cache *open_or_join(Prepare *p, Error *e) {
     if (p->rank) return cache_join(p->folder, (int)p->all[0].shared, p->rank, p->ranks, e);
-    if (p->config->data.cache && !make_parents(p->folder, e)) return NULL;
+    if (p->config->data.cache && !folders_make_above(p->folder, e)) return NULL;
     return cache_open(p->folder, true, e);
 }
 

@@ -35,10 +35,10 @@ typedef struct {
 typedef struct {
     const Config *config;
     Wanted *wanted;
-    char *folder;                      /* of the cache */
-    Cache *cache;                      /* NULL: not open yet, or no more */
-    pthread_mutex_t lock;              /* over the cache; a request to stop takes it, too */
-    double flushed;                    /* when the cache was durable last */
+    char *folder;          /* of the cache */
+    Cache *cache;          /* NULL: not open yet, or no more */
+    pthread_mutex_t lock;  /* over the cache; a request to stop takes it, too */
+    double flushed;        /* when the cache was durable last */
     int64_t captions, cut; /* different captions, and those longer than the model takes */
     int rank, ranks;
     pthread_mutex_t news_lock; /* over what follows; taken after `lock`, if both are */

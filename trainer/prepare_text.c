@@ -45,7 +45,7 @@ typedef struct {
 typedef struct {
     Prepare *p;
     Tokenizer *tokenizer;
-    Text *texts; /* [n] what is missing, the empty caption first: this rank's share of it */
+    Text *texts;    /* [n] what is missing, the empty caption first: this rank's share of it */
     int64_t n, all; /* of all ranks */
 } TextStage;
 

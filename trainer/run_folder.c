@@ -41,19 +41,6 @@ char *run_folder_path(const Config *c) {
     return path;
 }
 
-static bool make_folders(const char *path, Error *e) {
-    char *copy = xprintf("%s/", path);
-    bool ok = true;
-    for (char *slash = strchr(copy + 1, '/'); ok && slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        ok = !mkdir(copy, 0777) || errno == EEXIST ||
-             error_set(e, EXIT_WORLD, "%.300s: cannot make the folder: %s.", copy, strerror(errno));
-        *slash = '/';
-    }
-    free(copy);
-    return ok;
-}
-
 /* Empty but for a lock, or with what a run begins with. */
 static bool is_run(const char *path, Error *e) {
     DIR *d = opendir(path);
@@ -73,7 +60,7 @@ static bool is_run(const char *path, Error *e) {
 RunFolder run_folder_open(const char *path) {
     RunFolder r = {.path = xstrdup(path), .lock = -1, .metrics = -1};
     Error e;
-    if (!make_folders(path, &e) || !is_run(path, &e)) die_error(&e);
+    if (!folders_make(path, &e) || !is_run(path, &e)) die_error(&e);
     r.lock = folder_lock(path, "trains in this folder", &e);
     if (r.lock < 0) die_error(&e);
     char *samples = xprintf("%s/samples", path);

@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "trainer/sample_paths.h"
 
+#include "data/whole.h"
 #include "trainer/call_files.h"
 
 #include <ctype.h>
@@ -36,25 +37,12 @@ static char *name_of(const char *prompt, long long seed) {
     return xprintf("%s-%lld.mp4", n ? name : "sample", seed);
 }
 
-static void make_folders(const Config *c, const char *path) {
-    char *part = xstrdup(path);
-    for (char *p = part + 1;; p++) {
-        bool end = !*p;
-        if (!end && *p != '/') continue;
-        *p = 0;
-        if (mkdir(part, 0777) && errno != EEXIST)
-            config_die(c, "sample.out", "the folder %s cannot be made: %s", part, strerror(errno));
-        if (end) break;
-        *p = '/';
-    }
-    free(part);
-}
-
 static void number_files(SamplePaths *p, const Config *c) {
+    Error e;
     const char *folder = c->sample.out ? c->sample.out : "samples";
     if (ends_in(folder, ".mp4") || ends_in(folder, ".png"))
         config_die(c, "sample.out", "with sample.prompts it is a folder; found %s", folder);
-    make_folders(c, folder);
+    if (!folders_make(folder, &e)) config_die(c, "sample.out", "%s", e.text);
     for (int i = 0; i < p->count; i++) p->items[i] = xprintf("%s/%03d.mp4", folder, i);
 }
 

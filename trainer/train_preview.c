@@ -1,6 +1,7 @@
 /* Owns previews: videos sampled with the weights as they are in the middle of a run. */
 #define _XOPEN_SOURCE 700
 #include "data/video_write.h"
+#include "data/whole.h"
 #include "trainer/latents.h"
 #include "trainer/prompts.h"
 #include "trainer/sample_input.h"
@@ -134,8 +135,7 @@ static bool write_clip(const Train *t, const Vae *v, int prompt, const float *la
 
 static bool make_folder(const Train *t, Error *e) {
     char *path = xprintf("%s/samples", t->run.path);
-    bool ok = !mkdir(path, 0777) || errno == EEXIST ||
-              error_set(e, EXIT_WORLD, "%.300s: %s", path, strerror(errno));
+    bool ok = folders_make(path, e);
     free(path);
     return ok;
 }

@@ -112,9 +112,9 @@ bool report_step(Train *t, const StepRecord *r, Error *e) {
     if (t->model->comm->rank) return true;
     if (!isnan(r->holdout_loss)) t->holdout_loss = r->holdout_loss;
     char *held = t->holdout_loss > 0 ? xprintf(", held out %.3g", t->holdout_loss) : xstrdup("");
-    char *note = xprintf("loss %.3g%s, grad %.2g, lr %.3g, %.2f GiB", t->loss_average, held,
-                         r->grad_norm, r->learning_rate,
-                         (double)t->model->memory.peak_bytes / (1 << 30));
+    char *note =
+        xprintf("loss %.3g%s, grad %.2g, lr %.3g, %.2f GiB", t->loss_average, held, r->grad_norm,
+                r->learning_rate, (double)t->model->memory.peak_bytes / (1 << 30));
     char *line = metric_line(t, r);
     progress_set(t->progress, (double)r->step, note);
     bool ok = run_folder_metric(&t->run, line, e);

@@ -44,20 +44,6 @@ static const Recipe *find_recipe(const Config *c) {
     config_die(c, "init.preset", "no recipe '%.80s'; there are: %s", name, list);
 }
 
-/* The folder and those above it. */
-static bool make_folders(const char *path, Error *e) {
-    char *copy = xprintf("%s/", path);
-    bool ok = true;
-    for (char *slash = strchr(copy + 1, '/'); ok && slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        ok = !mkdir(copy, 0777) || errno == EEXIST ||
-             error_set(e, EXIT_WORLD, "%.300s: cannot make the folder: %s.", copy, strerror(errno));
-        *slash = '/';
-    }
-    free(copy);
-    return ok;
-}
-
 /* The checkout in whose build/ this program lies; the caller frees it. NULL: it lies elsewhere. */
 static char *checkout(void) {
     char *program = realpath("/proc/self/exe", NULL);
@@ -106,7 +92,7 @@ int verb_init(const Call *call) {
             path);
     Error e;
     char *text = text_here(recipe);
-    if (!make_folders(folder, &e) || !whole_text(path, text, &e)) die_error(&e);
+    if (!folders_make(folder, &e) || !whole_text(path, text, &e)) die_error(&e);
     printf("%s\n", path);
     free(text);
     free(path);

@@ -26,15 +26,13 @@ typedef struct {
 static Config *from_yaml(const char *text) {
     Config *c = config_new();
     Error e = {0};
-    if (!config_read_text(c, text, strlen(text), "run.yaml", &e))
-        fail_msg("%s", e.text);
+    if (!config_read_text(c, text, strlen(text), "run.yaml", &e)) fail_msg("%s", e.text);
     return c;
 }
 
 static void assign(Config *c, const char *assignment) {
     Error e = {0};
-    if (!config_assign(c, assignment, &e))
-        fail_msg("%s", e.text);
+    if (!config_assign(c, assignment, &e)) fail_msg("%s", e.text);
 }
 
 /* Folder of the running test, also its working directory. */
@@ -70,8 +68,7 @@ static void read_back(const char *path, char *text, size_t bytes) {
 static Result *run(const char *a, const char *b, const char *c) {
     static Result r;
     const char *program = getenv("COGSMITH");
-    if (!program)
-        fail_msg("the environment variable COGSMITH names the program to test");
+    if (!program) fail_msg("the environment variable COGSMITH names the program to test");
     pid_t child = fork();
     assert_true(child >= 0);
     if (!child) {
@@ -109,12 +106,10 @@ static void test_table(void **state) {
         assert_int_equal(key_index(key->path), i); /* no path twice */
         assert_non_null(key->doc);
         assert_true(!key->text != !key->unset); /* either a default, or what its lack means */
-        if (key->type == KEY_INT || key->type == KEY_FLOAT)
-            assert_true(key->min < key->max);
+        if (key->type == KEY_INT || key->type == KEY_FLOAT) assert_true(key->min < key->max);
         if (!key->text && key->type != KEY_STRING && key->type != KEY_PATH)
             assert_true(key->min > 0); /* 0 means unset */
-        for (int k = 0; k < i; k++)
-            assert_int_not_equal(CONFIG_TABLE[k].offset, key->offset);
+        for (int k = 0; k < i; k++) assert_int_not_equal(CONFIG_TABLE[k].offset, key->offset);
     }
 }
 
@@ -137,8 +132,7 @@ static void test_defaults(void **state) {
     assert_true(c->device.kind == DEVICE_AUTO && c->device.index == -1);
     assert_true(c->sample.guidance == 6 && !c->sample.dynamic_guidance);
     assert_int_equal(c->bench.repeat, 5);
-    for (int i = 0; i < CONFIG_KEYS; i++)
-        assert_false(config_is_set(c, CONFIG_TABLE[i].path));
+    for (int i = 0; i < CONFIG_KEYS; i++) assert_false(config_is_set(c, CONFIG_TABLE[i].path));
     assert_string_equal(config_place(c, "lora.rank"), "default");
     config_free(c);
 }
