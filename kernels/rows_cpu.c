@@ -56,11 +56,9 @@ void cpu_scatter_rows(Stream *s, DType t, int64_t n, int64_t rows, int64_t width
         put_row((const real *)dy + i * width, width, keep, (real *)dx + index[i] * width);
 }
 
-/* Copies between one row of latents and the same patches' columns in a line of rows, `patch` values
- * each; `patch` is a constant where this is inlined. */
-static inline void move_line(const Patch *p, int64_t patch, bool to_rows, const real *from,
-                             real keep, real *to) {
-    int64_t row = p->row_width;
+/* Between one row of latents and the same patches' columns in a line of rows. */
+static void move_line(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
+    int64_t row = p->row_width, patch = p->patch;
     for (int64_t w = 0; w < p->width / patch; w++)
         for (int64_t j = 0; j < patch; j++) {
             const real *x = from + (to_rows ? w * patch : w * row) + j;
@@ -69,13 +67,20 @@ static inline void move_line(const Patch *p, int64_t patch, bool to_rows, const 
         }
 }
 
-static void move_line_of(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
-    if (p->patch == 2 && to_rows && keep == 0)
-        move_line(p, 2, true, from, 0, to);
-    else if (p->patch == 2 && keep == 0)
-        move_line(p, 2, false, from, 0, to);
+/* The same without what was there, for patches of two. */
+static void copy_pairs(const Patch *p, bool to_rows, const real *restrict from, real *restrict to) {
+    int64_t pairs = p->width / 2, row = p->row_width;
+    if (to_rows)
+        for (int64_t w = 0; w < pairs; w++) memcpy(to + w * row, from + 2 * w, 2 * sizeof *to);
     else
-        move_line(p, p->patch, to_rows, from, keep, to);
+        for (int64_t w = 0; w < pairs; w++) memcpy(to + 2 * w, from + w * row, 2 * sizeof *to);
+}
+
+static void move_line_of(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
+    if (p->patch == 2 && keep == 0)
+        copy_pairs(p, to_rows, from, to);
+    else
+        move_line(p, to_rows, from, keep, to);
 }
 
 /* One line of patches: frame f, row h of the grid. */
