@@ -67,35 +67,41 @@ static void move_line(const Patch *p, bool to_rows, const real *from, real keep,
         }
 }
 
-/* The same without what was there, for patches of two. */
-static void copy_pairs(const Patch *p, bool to_rows, const real *restrict from, real *restrict to) {
-    int64_t pairs = p->width / 2, row = p->row_width;
-    if (to_rows)
-        for (int64_t w = 0; w < pairs; w++) memcpy(to + w * row, from + 2 * w, 2 * sizeof *to);
-    else
-        for (int64_t w = 0; w < pairs; w++) memcpy(to + 2 * w, from + w * row, 2 * sizeof *to);
-}
-
-static void move_line_of(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
-    if (p->patch == 2 && keep == 0)
-        copy_pairs(p, to_rows, from, to);
-    else
-        move_line(p, to_rows, from, keep, to);
+/* Patches of 2 x 2 and nothing kept: a channel's four values are neighbours in their row. `latent`
+ * is the upper of two lines. */
+static void move_squares(const Patch *p, bool to_rows, const real *restrict from,
+                         real *restrict to) {
+    int64_t pairs = p->width / 2, row = p->row_width, width = p->width;
+    enum { PAIR = 2 * sizeof(real) };
+    for (int64_t w = 0; w < pairs && to_rows; w++) {
+        memcpy(to + w * row, from + 2 * w, PAIR);
+        memcpy(to + w * row + 2, from + width + 2 * w, PAIR);
+    }
+    for (int64_t w = 0; w < pairs && !to_rows; w++) {
+        memcpy(to + 2 * w, from + w * row, PAIR);
+        memcpy(to + width + 2 * w, from + w * row + 2, PAIR);
+    }
 }
 
 /* One line of patches: frame f, row h of the grid. */
 static void move_strip(const Patch *p, int64_t f, int64_t h, bool to_rows, const real *from,
                        real keep, real *to) {
-    int64_t across = p->width / p->patch, down = p->height / p->patch;
+    int64_t across = p->width / p->patch, down = p->height / p->patch, patch = p->patch;
     int64_t column = (f * down + h) * across * p->row_width + p->offset;
+    bool squares = patch == 2 && keep == 0;
     for (int64_t c = 0; c < p->channels; c++)
-        for (int64_t a = 0; a < p->patch_t; a++)
-            for (int64_t i = 0; i < p->patch; i++, column += p->patch) {
-                int64_t plane = (f * p->patch_t + a) * p->channels + c;
-                int64_t latent = (plane * p->height + h * p->patch + i) * p->width;
-                move_line_of(p, to_rows, from + (to_rows ? latent : column), keep,
+        for (int64_t a = 0; a < p->patch_t; a++, column += patch * patch) {
+            int64_t plane = (f * p->patch_t + a) * p->channels + c;
+            int64_t latent = (plane * p->height + h * patch) * p->width;
+            if (squares)
+                move_squares(p, to_rows, from + (to_rows ? latent : column),
                              to + (to_rows ? column : latent));
+            for (int64_t i = 0; i < (squares ? 0 : patch); i++) {
+                int64_t line = latent + i * p->width, place = column + i * patch;
+                move_line(p, to_rows, from + (to_rows ? line : place), keep,
+                          to + (to_rows ? place : line));
             }
+        }
 }
 
 static void move_patches(const Patch *p, bool to_rows, const real *from, real keep, real *to) {
