@@ -72,7 +72,9 @@ static void move_line(const Patch *p, bool to_rows, const real *from, real keep,
 static void move_squares(const Patch *p, bool to_rows, const real *restrict from,
                          real *restrict to) {
     int64_t pairs = p->width / 2, row = p->row_width, width = p->width;
-    enum { PAIR = 2 * sizeof(real) };
+    enum { PAIR = 2 * sizeof(real), CACHE_LINE = 64 / sizeof(real) };
+    for (int64_t ahead = 2 * width; ahead < 4 * width && to_rows; ahead += CACHE_LINE)
+        __builtin_prefetch(from + ahead); /* the next strip's two lines of this plane */
     for (int64_t w = 0; w < pairs && to_rows; w++) {
         memcpy(to + w * row, from + 2 * w, PAIR);
         memcpy(to + w * row + 2, from + width + 2 * w, PAIR);
