@@ -10,16 +10,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* LAUNCH(kernel, grid, block, shared, queue, arguments ...) starts a CUDA kernel. Without nvcc it
+ * is tests/shim that says what this does. */
 #ifdef __CUDACC__
 #define HD __host__ __device__
+#define LAUNCH(kernel, grid, block, shared, queue, ...)                                            \
+    kernel<<<(grid), (block), (shared), (queue)>>>(__VA_ARGS__)
 #else
 #define HD
 #endif
 
 #ifdef __cplusplus
 #define NORETURN [[noreturn]]
+#define C_BEGIN extern "C" {
+#define C_END }
 #else
 #define NORETURN _Noreturn
+#define C_BEGIN
+#define C_END
 #endif
 
 #ifdef REAL_IS_DOUBLE
@@ -61,6 +69,8 @@ typedef enum {
     DT_F8_E5M2,
     DT_COUNT
 } DType;
+
+C_BEGIN
 
 size_t dtype_size(DType t);                       /* bytes of one element */
 const char *dtype_name(DType t);                  /* "F32" */
@@ -104,3 +114,5 @@ char *xprintf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Seconds of a monotonic clock. */
 double now_seconds(void);
+
+C_END

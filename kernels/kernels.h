@@ -303,4 +303,8 @@ typedef struct Backend {
     void (*sum_squares)(Stream *s, int64_t n, const real *x, double *partial);
 } Backend;
 
+C_BEGIN
+
 extern const Backend BACKEND_CPU;
+
+C_END
