@@ -46,14 +46,29 @@ void cpu_gather_rows(Stream *s, DType t, int64_t n, int64_t width, const int32_t
         put_row((const real *)x + index[i] * width, width, 0, (real *)y + i * width);
 }
 
+/* Rows [first, last) of zeros. */
+static void clear_rows(real *x, int64_t first, int64_t last, int64_t width) {
+    if (first < last) memset(x + first * width, 0, (size_t)((last - first) * width) * sizeof *x);
+}
+
+static bool rising(int64_t n, const int32_t *index) {
+    for (int64_t i = 1; i < n; i++)
+        if (index[i] <= index[i - 1]) return false;
+    return true;
+}
+
 void cpu_scatter_rows(Stream *s, DType t, int64_t n, int64_t rows, int64_t width,
                       const int32_t *index, const void *dy, real keep, void *dx) {
     (void)s;
     check_type(t, "scatter_rows");
-    if (keep == 0) memset(dx, 0, (size_t)(rows * width) * sizeof(real));
+    bool gaps =
+        keep == 0 && rising(n, index); /* then whoever writes a row clears those before it */
+    if (keep == 0) clear_rows(dx, gaps && n ? index[n - 1] + 1 : 0, rows, width);
 #pragma omp parallel for schedule(static) if (n * width >= PARALLEL_MIN)
-    for (int64_t i = 0; i < n; i++)
+    for (int64_t i = 0; i < n; i++) {
+        if (gaps) clear_rows(dx, i ? index[i - 1] + 1 : 0, index[i], width);
         put_row((const real *)dy + i * width, width, keep, (real *)dx + index[i] * width);
+    }
 }
 
 /* Between one row of latents and the same patches' columns in a line of rows. */
