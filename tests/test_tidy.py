@@ -60,6 +60,13 @@ CASES = [
      "kernels/a.c:2: #if and #ifdef: kernels/base.h only"),
     ({"kernels/norm.c": TOP, "data/norm.c": TOP},
      "kernels/norm.c:1: file stem 'norm' is taken in data/"),
+    ({"autograd/a.cu": TOP}, "autograd/a.cu:1: CUDA belongs to kernels/ only"),
+    ({"kernels/a.cu": TOP + "#include <cufft.h>\n"}, "kernels/a.cu:2: <cufft.h> has no room yet"),
+    ({"kernels/a.cuh": TOP}, "kernels/a.cuh:1: a header without #pragma once"),
+    ({"kernels/a.cuh": HEADER + "#include <cuda_bf16.h>\n"},
+     "kernels/a.cuh:3: vendor header <cuda_bf16.h> inside a header of ours"),
+    ({"kernels/a.cu": LONG.replace("static int", "__global__ void")},
+     "kernels/a.cu:2: function f has 71 lines, more than 70"),
     ({"kernels/norm.c": TOP, "kernels/norm.cu": TOP},
      "kernels/norm.cu:1: file stem 'norm' is taken in kernels/"),
     ({"notes.md": "a\n"}, "notes.md:1: not in the list of the top level"),
@@ -83,6 +90,8 @@ CASES = [
 
 TIDY_TREE = {
     "kernels/base.h": HEADER + "#ifdef X\n#endif\n",
+    "kernels/norm.cuh": HEADER,
+    "kernels/sum_cuda.cu": TOP + '#include "kernels/norm.cuh"\n\n#include <cuda_bf16.h>\n',
     "kernels/norm.h": HEADER + '#include "kernels/base.h"\n',
     "kernels/norm.c": TOP + '#include "kernels/norm.h"\n\n#include <dnnl.h>\n#include <math.h>\n',
     "data/a.c": TOP + 'const char *s = "#ifdef /* {";\n#include <jansson.h>\n',

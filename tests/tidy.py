@@ -93,17 +93,19 @@ class Tidy:
                 self.say(name, 1, "not in the list of the top level")
 
     def check_stems(self):
-        """norm.h and norm.c are one stem; a second norm.c, or a norm.h in another room, is not."""
+        """norm.h, norm.cuh and norm.c are one stem; a norm.cu beside norm.c is not, nor another
+        room's norm.h."""
         seen = {}
         for path in self.paths:
             room, name = os.path.split(path)
             stem, ext = os.path.splitext(name)
             if path.split("/")[0] not in ROOMS or ext not in C_LIKE:
                 continue
+            kind = ext if ext in HEADERS else "source"
             for other_room, other_kind in seen.get(stem, []):
-                if other_room != room or other_kind == (ext in HEADERS):
+                if other_room != room or other_kind == kind:
                     self.say(path, 1, f"file stem '{stem}' is taken in {other_room}/")
-            seen.setdefault(stem, []).append((room, ext in HEADERS))
+            seen.setdefault(stem, []).append((room, kind))
 
     def check_file(self, path):
         full = os.path.join(self.root, path)
@@ -160,6 +162,8 @@ class Tidy:
         room = path.split("/")[0]
         if path.endswith((".cc", ".cpp")) and path not in CXX_FILES and room in ROOMS:
             self.say(path, 1, "C++ that is not in the list of shims, CXX_FILES in tests/tidy.py")
+        if path.endswith((".cu", ".cuh")) and room in ROOMS and room != "kernels":
+            self.say(path, 1, "CUDA belongs to kernels/ only")
         if not re.match(r"\s*/[/*]", text):
             self.say(path, 1, "no comment at the top that says what the file owns")
         code = blank(text)

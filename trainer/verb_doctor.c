@@ -1,6 +1,7 @@
 /* `cogsmith doctor`: what this machine gives to a run, what is wrong with it and how to mend it. */
 #define _GNU_SOURCE
 #include "data/video.h"
+#include "kernels/kernels.h"
 #include "trainer/cli.h"
 #include "trainer/inspect.h"
 #include "trainer/profile.h"
@@ -101,21 +102,38 @@ static void check_memory(Doctor *d) {
         complain(r, NOTE, "little: close other programs; `cogsmith plan` says what a run needs");
 }
 
-static void check_gpu(Doctor *d) {
-    Row *r = add(d, "gpu");
+/* What the kernel shows, whether this program can use it or not. */
+static const char *gpu_seen(void) {
     bool driver = !access("/proc/driver/nvidia/version", F_OK),
          device = !access("/dev/nvidia0", F_OK);
-    snprintf(r->found, LINE, "%s; this program is built without CUDA",
-             driver && device ? "an NVIDIA GPU is here"
-             : driver         ? "an NVIDIA driver is here, and no device"
-                              : "none");
+    return driver && device ? "an NVIDIA GPU is here; "
+           : driver         ? "an NVIDIA driver is here, and no device; "
+                            : "";
+}
+
+static void describe_gpu(Row *r, const CudaDevice *gpu) {
+    snprintf(r->found, LINE,
+             "%.80s, compute capability %d.%d, %.1f GiB, %.1f GiB of it free; the driver runs CUDA "
+             "%s; built with CUDA %s; cuBLASLt %s, cuDNN %s",
+             gpu->name, gpu->major, gpu->minor, (double)gpu->total_bytes / GIB,
+             (double)gpu->free_bytes / GIB, gpu->driver, gpu->runtime,
+             *gpu->blas ? gpu->blas : "missing", *gpu->dnn ? gpu->dnn : "missing");
+    if (gpu->trouble.exit_code) complain(r, NOTE, gpu->trouble.text);
+}
+
+static void check_gpu(Doctor *d) {
+    static const char *const NAMES[] = {"gpu 0", "gpu 1", "gpu 2", "gpu 3",
+                                        "gpu 4", "gpu 5", "gpu 6", "gpu 7"};
+    CudaDevice gpus[COUNT(NAMES)];
+    Error e = {0};
+    int count = cuda_devices(gpus, COUNT(gpus), &e);
+    for (int i = 0; i < MIN(count, (int)COUNT(gpus)); i++) describe_gpu(add(d, NAMES[i]), &gpus[i]);
+    if (count) return;
+    Row *r = add(d, "gpu");
+    snprintf(r->found, LINE, "%s%.330s", gpu_seen(), e.text);
     complain(r, NOTE,
-             driver && device
-                 ? "this version computes on the CPU alone; the tiny model trains in minutes"
-             : driver
-                 ? "give the container its GPU (docker run --gpus all); until then the CPU is used"
-                 : "the tiny model trains on the CPU in minutes; the published ones need a GPU: "
-                   "plan for one with plan.device=rtx4090");
+             "until then the CPU is used: the tiny model trains there in minutes, the published "
+             "ones need a GPU: plan for one with plan.device=rtx4090");
 }
 
 /* ---- what it works with -----------------------------------------------------------------------

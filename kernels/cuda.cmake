@@ -1,0 +1,106 @@
+# The CUDA backend: whether it is built, for which GPUs, and of which files.
+#
+# COGSMITH_CUDA_ARCHS lists compute capabilities without the point. Each gets machine code; the
+# first and the last also get PTX, which the driver compiles for GPUs that are not in the list.
+# cuBLASLt and cuDNN are opened by the program when it first wants them (cuda_libraries.c).
+
+# The files that the backend is chosen from.
+set(CUDA_SOURCES "/kernels/([a-z0-9_]+_cuda|cuda(_[a-z]+)?|cudnn_[a-z]+)\\.cu?$")
+set(LEAST_CUDNN 9.13.1) # the first with attention as one operation
+
+# find_cuda(PROBLEM): sets PROBLEM to what is missing, or to "".
+function(find_cuda problem)
+  find_package(CUDAToolkit 12.4 QUIET)
+  find_path(CUDNN_INCLUDE cudnn.h HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_INCLUDE_DIRS}
+    PATH_SUFFIXES include)
+  find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9
+    HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+  set(version 0)
+  if(CUDNN_INCLUDE)
+    file(STRINGS ${CUDNN_INCLUDE}/cudnn_version.h lines
+      REGEX "^#define CUDNN_(MAJOR|MINOR|PATCHLEVEL) [0-9]+$")
+    string(REGEX REPLACE "[^0-9;]" "" version "${lines}")
+    string(REPLACE ";" "." version "${version}")
+  endif()
+  if(NOT CUDAToolkit_FOUND OR NOT CUDAToolkit_NVCC_EXECUTABLE)
+    set(${problem} "no CUDA toolkit 12.4 or later with nvcc (say where: CUDAToolkit_ROOT)"
+      PARENT_SCOPE)
+  elseif(NOT CUDNN_INCLUDE OR NOT CUDNN_LIBRARY)
+    set(${problem} "no cuDNN 9 with headers (say where: CUDNN_ROOT)" PARENT_SCOPE)
+  elseif(version VERSION_LESS LEAST_CUDNN)
+    set(${problem} "cuDNN ${version} in ${CUDNN_INCLUDE}, and ${LEAST_CUDNN} is the least"
+      PARENT_SCOPE)
+  else()
+    set(${problem} "" PARENT_SCOPE)
+  endif()
+  set(CUDNN_VERSION ${version} PARENT_SCOPE)
+endfunction()
+
+set(CUDA_LIBRARIES "")
+set(WITH_CUDA OFF)
+if(COGSMITH_CUDA)
+  find_cuda(problem)
+  if(problem AND NOT COGSMITH_CUDA STREQUAL AUTO)
+    message(FATAL_ERROR "COGSMITH_CUDA=ON: ${problem}")
+  elseif(problem)
+    message(STATUS "Without the CUDA backend: ${problem}")
+  else()
+    find_package(CUDAToolkit 12.4 REQUIRED)
+    set(WITH_CUDA ON)
+  endif()
+endif()
+
+if(WITH_CUDA)
+  # CMake's own list of architectures is older than the compiler's.
+  set(CMAKE_CUDA_ARCHITECTURES OFF)
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER ${CUDAToolkit_NVCC_EXECUTABLE})
+  endif()
+  if(NOT CMAKE_CUDA_HOST_COMPILER)
+    set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
+  endif()
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 17)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  set(CMAKE_CUDA_FLAGS_RELEASE "-O3")
+  set(archs 80 86 89 90a)
+  if(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.8)
+    list(APPEND archs 120)
+  endif()
+  set(COGSMITH_CUDA_ARCHS "${archs}" CACHE STRING "compute capabilities to compile for")
+  set(CUDA_LIBRARIES ", CUDA ${CUDAToolkit_VERSION}, cuDNN ${CUDNN_VERSION}")
+  message(STATUS "With the CUDA backend: CUDA ${CUDAToolkit_VERSION}, cuDNN ${CUDNN_VERSION}, "
+    "for ${COGSMITH_CUDA_ARCHS}")
+endif()
+
+# cuda_backend(TARGET): adds its files, or those in their place.
+function(cuda_backend target)
+  if(NOT WITH_CUDA)
+    target_sources(${target} PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda_none.c)
+    return()
+  endif()
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.c
+    ${CMAKE_SOURCE_DIR}/kernels/*.cu)
+  list(FILTER sources INCLUDE REGEX "${CUDA_SOURCES}")
+  list(FILTER sources EXCLUDE REGEX "/cuda_none\\.c$")
+  target_sources(${target} PRIVATE ${sources})
+  target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE})
+  set(code "")
+  list(GET COGSMITH_CUDA_ARCHS 0 first)
+  list(GET COGSMITH_CUDA_ARCHS -1 last)
+  foreach(arch ${COGSMITH_CUDA_ARCHS})
+    set(forms sm_${arch})
+    if(arch STREQUAL first OR arch STREQUAL last)
+      set(forms compute_${arch},sm_${arch})
+    endif()
+    list(APPEND code "--generate-code=arch=compute_${arch},code=[${forms}]")
+  endforeach()
+  target_compile_options(${target} PRIVATE
+    "$<$<COMPILE_LANGUAGE:CUDA>:${code};-Xcompiler=-Wall,-Wextra>")
+  target_link_libraries(${target} PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS})
+  # Where the program looks for the two libraries after LD_LIBRARY_PATH.
+  cmake_path(GET CUDNN_LIBRARY PARENT_PATH dnn_folder)
+  target_link_options(${target} INTERFACE LINKER:-rpath,${CUDAToolkit_LIBRARY_DIR}
+    LINKER:-rpath,${dnn_folder})
+endfunction()

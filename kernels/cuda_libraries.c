@@ -1,0 +1,164 @@
+/* cuBLASLt and cuDNN, looked for when the first of their functions is called.
+ *
+ * A program linked to them would not start where they are missing, and would map half a gigabyte
+ * for every verb. So the functions below stand for the libraries' own, by the declarations of
+ * their headers, and hand their arguments on. */
+#include "kernels/cuda_stream.h"
+
+#include <cublasLt.h>
+#include <cudnn.h>
+#include <dlfcn.h>
+#include <stdio.h>
+
+typedef struct {
+    const char *name;   /* as people call it */
+    const char *file;   /* its file, without the number of its major version */
+    int major, minor;   /* what this program was compiled with */
+    const char *source; /* where to get it */
+    void *handle;       /* NULL: not opened yet */
+} Library;
+
+static Library blas = {"cuBLASLt",
+                       "libcublasLt.so",
+                       CUBLAS_VER_MAJOR,
+                       CUBLAS_VER_MINOR,
+                       "it comes with the CUDA toolkit",
+                       NULL};
+static Library dnn = {"cuDNN",
+                      "libcudnn.so",
+                      CUDNN_MAJOR,
+                      CUDNN_MINOR,
+                      "NVIDIA's packages are called cudnn9-cuda-12 and cudnn9-cuda-13",
+                      NULL};
+
+static bool library_open(Library *l, Error *e) {
+    char file[64];
+    snprintf(file, sizeof file, "%s.%d", l->file, l->major);
+    if (!l->handle) l->handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    return l->handle || error_set(e, EXIT_WORLD,
+                                  "%s cannot be loaded (%s): install %s %d.%d or later, or put its "
+                                  "folder into LD_LIBRARY_PATH; %s",
+                                  l->name, dlerror(), l->name, l->major, l->minor, l->source);
+}
+
+/* The library's own function; ends the program where there is none. */
+static void *function(Library *l, const char *name) {
+    Error e = {0};
+    void *found = library_open(l, &e) ? dlsym(l->handle, name) : NULL;
+    if (!found && !e.exit_code)
+        error_set(&e, EXIT_WORLD, "the %s here has no %s: install version %d.%d or later; %s",
+                  l->name, name, l->major, l->minor, l->source);
+    if (!found) die_error(&e);
+    return found;
+}
+
+/* version: 10000 times the major, and 100 times the minor number, and the patch's. */
+static bool version_is(const Library *l, int64_t version, char text[16], Error *e) {
+    int major = (int)(version / 10000), minor = (int)(version / 100 % 100);
+    snprintf(text, 16, "%d.%d.%d", major, minor, (int)(version % 100));
+    if (major == l->major && minor >= l->minor) return true;
+    return error_set(e, EXIT_WORLD,
+                     "%s %s is here, and this program was built with %d.%d: install that or a "
+                     "later %d.x, or build again with this one; %s",
+                     l->name, text, l->major, l->minor, l->major, l->source);
+}
+
+bool cuda_libraries(char blas_version[16], char dnn_version[16], Error *e) {
+    Error second = {0};
+    *blas_version = *dnn_version = 0;
+    bool good =
+        library_open(&blas, e) && version_is(&blas, (int64_t)cublasLtGetVersion(), blas_version, e);
+    bool also = library_open(&dnn, &second) &&
+                version_is(&dnn, (int64_t)cudnnGetVersion(), dnn_version, &second);
+    int cuda = also ? (int)(cudnnGetCudartVersion() / 1000) : 0;
+    if (also && cuda != CUDART_VERSION / 1000)
+        also =
+            error_set(&second, EXIT_WORLD,
+                      "the cuDNN %s here is the one for CUDA %d, and this program was built with "
+                      "CUDA %d: install cuDNN for CUDA %d",
+                      dnn_version, cuda, CUDART_VERSION / 1000, CUDART_VERSION / 1000);
+    if (good && !also && e) *e = second;
+    return good && also;
+}
+
+/* ---- the functions ---------------------------------------------------------------------------
+ */
+
+#define FORWARD(library, result, name, parameters, arguments)                                      \
+    result name parameters {                                                                       \
+        static result(*to) parameters;                                                             \
+        if (!to) to = (result(*) parameters)function(&library, #name);                             \
+        return to arguments;                                                                       \
+    }
+
+FORWARD(blas, size_t, cublasLtGetVersion, (void), ())
+FORWARD(blas, const char *, cublasLtGetStatusName, (cublasStatus_t status), (status))
+FORWARD(blas, cublasStatus_t, cublasLtCreate, (cublasLtHandle_t * handle), (handle))
+FORWARD(blas, cublasStatus_t, cublasLtDestroy, (cublasLtHandle_t handle), (handle))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulDescCreate,
+        (cublasLtMatmulDesc_t * desc, cublasComputeType_t compute, cudaDataType_t scale),
+        (desc, compute, scale))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulDescDestroy, (cublasLtMatmulDesc_t desc), (desc))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulDescSetAttribute,
+        (cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name, const void *value,
+         size_t bytes),
+        (desc, name, value, bytes))
+FORWARD(blas, cublasStatus_t, cublasLtMatrixLayoutCreate,
+        (cublasLtMatrixLayout_t * layout, cudaDataType type, uint64_t rows, uint64_t cols,
+         int64_t ld),
+        (layout, type, rows, cols, ld))
+FORWARD(blas, cublasStatus_t, cublasLtMatrixLayoutDestroy, (cublasLtMatrixLayout_t layout),
+        (layout))
+FORWARD(blas, cublasStatus_t, cublasLtMatrixLayoutSetAttribute,
+        (cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t name, const void *value,
+         size_t bytes),
+        (layout, name, value, bytes))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulPreferenceCreate,
+        (cublasLtMatmulPreference_t * preference), (preference))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulPreferenceDestroy,
+        (cublasLtMatmulPreference_t preference), (preference))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulPreferenceSetAttribute,
+        (cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t name,
+         const void *value, size_t bytes),
+        (preference, name, value, bytes))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulAlgoGetHeuristic,
+        (cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+         cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+         cublasLtMatmulPreference_t preference, int wanted,
+         cublasLtMatmulHeuristicResult_t results[], int *got),
+        (handle, desc, a, b, c, d, preference, wanted, results, got))
+FORWARD(blas, cublasStatus_t, cublasLtMatmul,
+        (cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *a,
+         cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,
+         const void *beta, const void *c, cublasLtMatrixLayout_t c_layout, void *d,
+         cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo, void *workspace,
+         size_t bytes, cudaStream_t queue),
+        (handle, desc, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algo,
+         workspace, bytes, queue))
+
+FORWARD(dnn, size_t, cudnnGetVersion, (void), ())
+FORWARD(dnn, size_t, cudnnGetCudartVersion, (void), ())
+FORWARD(dnn, const char *, cudnnGetErrorString, (cudnnStatus_t status), (status))
+FORWARD(dnn, void, cudnnGetLastErrorString, (char *message, size_t size), (message, size))
+FORWARD(dnn, cudnnStatus_t, cudnnCreate, (cudnnHandle_t * handle), (handle))
+FORWARD(dnn, cudnnStatus_t, cudnnDestroy, (cudnnHandle_t handle), (handle))
+FORWARD(dnn, cudnnStatus_t, cudnnSetStream, (cudnnHandle_t handle, cudaStream_t queue),
+        (handle, queue))
+FORWARD(dnn, cudnnStatus_t, cudnnBackendCreateDescriptor,
+        (cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t *descriptor),
+        (type, descriptor))
+FORWARD(dnn, cudnnStatus_t, cudnnBackendDestroyDescriptor, (cudnnBackendDescriptor_t descriptor),
+        (descriptor))
+FORWARD(dnn, cudnnStatus_t, cudnnBackendFinalize, (cudnnBackendDescriptor_t descriptor),
+        (descriptor))
+FORWARD(dnn, cudnnStatus_t, cudnnBackendSetAttribute,
+        (cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name,
+         cudnnBackendAttributeType_t type, int64_t count, const void *values),
+        (descriptor, name, type, count, values))
+FORWARD(dnn, cudnnStatus_t, cudnnBackendGetAttribute,
+        (const cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name,
+         cudnnBackendAttributeType_t type, int64_t wanted, int64_t *got, void *values),
+        (descriptor, name, type, wanted, got, values))
+FORWARD(dnn, cudnnStatus_t, cudnnBackendExecute,
+        (cudnnHandle_t handle, cudnnBackendDescriptor_t plan, cudnnBackendDescriptor_t pack),
+        (handle, plan, pack))

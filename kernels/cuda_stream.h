@@ -1,0 +1,56 @@
+/* What a stream on a GPU holds, for the files that call CUDA's libraries: cuda*.c and *_cuda.c.
+ *
+ * The libraries' functions (cublasLt*, cudnn*) are called as their headers declare them;
+ * cuda_libraries.c finds the libraries themselves when the first is called.
+ */
+#pragma once
+
+#include "kernels/cuda.h"
+
+/* What the libraries call cublasLtHandle_t and cudnnHandle_t. */
+typedef struct cublasLtContext *BlasHandle;
+typedef struct cudnnContext *DnnHandle;
+
+/* Plans of one op family, made by it when first wanted and kept by shape. */
+typedef struct {
+    void *plans;                /* NULL: none made yet */
+    void (*close)(void *plans); /* of the family that made them */
+} PlanCache;
+
+/* Page-locked memory through which ordinary host memory is uploaded. */
+enum { STAGES = 2, STAGE_BYTES = 4 << 20 };
+typedef struct {
+    void *memory;             /* NULL: not yet wanted */
+    struct CUevent_st *empty; /* the copy from it is done */
+} Stage;
+
+struct Stream {
+    CudaStream queue;
+    void *workspace; /* on the device; of stream_workspace */
+    size_t workspace_bytes;
+    void *scratch; /* SCRATCH_BYTES on the device */
+    Stage stages[STAGES];
+    int stage;       /* the next one to fill */
+    BlasHandle blas; /* NULL: not yet wanted */
+    DnnHandle dnn;
+    PlanCache gemms, attentions, convs;
+};
+
+/* The handles that run on the stream's queue, opened when first wanted. */
+BlasHandle cuda_blas(Stream *s);
+DnnHandle cuda_dnn(Stream *s);
+
+/* Ends the program (exit 1) unless `status`, a cudaError_t, is success: one line that says what was
+ * being done, what happened and what to do. */
+void cuda_check(int status, const char *doing);
+/* The same line as an error; false. */
+bool cuda_error(Error *e, int status, const char *doing);
+
+/* Opens GPU `index` for the process after the checks that cuda_backend promises. */
+bool cuda_open(int index, Error *e);
+/* Makes the opened GPU the calling thread's. */
+void cuda_enter(void);
+
+/* Whether cuBLASLt and cuDNN are there and as new as this program needs. Their versions as text;
+ * "" for a missing one. */
+bool cuda_libraries(char blas[16], char dnn[16], Error *e);

@@ -1,0 +1,59 @@
+/* Dropout on CUDA, by the draws of kernels/random.h. */
+#include <Random123/philox.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda.cuh"
+#include "kernels/random.h"
+
+/* A thread takes the elements that one counter gives 16 bits each. */
+enum { THREADS = 256, GROUP = 8 };
+
+typedef struct {
+    uint32_t key[2], step, purpose;
+    uint32_t threshold;
+    float scale;
+} Chance;
+
+/* y = keep * y + (drawn ? x * scale : 0) over the n elements of a sample. */
+template <class T, int V>
+__global__ void drop(Chance chance, const uint32_t *ordinal, int64_t n, const T *x, float keep,
+                     T *y) {
+    int64_t group = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (group * GROUP >= n) return;
+    philox4x32_ctr_t counter = {{(uint32_t)group, *ordinal, chance.step, chance.purpose}};
+    philox4x32_key_t key = {{chance.key[0], chance.key[1]}};
+    philox4x32_ctr_t drawn = philox4x32(counter, key);
+#pragma unroll
+    for (int k = 0; k < GROUP; k += V) {
+        float v[V];
+        if (group * GROUP + k >= n) return;
+        load<V>(x + group * GROUP + k, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            uint32_t half = drawn.v[(k + j) / 2] >> 16 * ((k + j) % 2) & 0xffffu;
+            v[j] = half < chance.threshold ? 0 : v[j] * chance.scale;
+        }
+        store_kept<V>(y + group * GROUP + k, keep, v);
+    }
+}
+
+void cuda_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y) {
+    Chance chance = {{(uint32_t)d->seed, (uint32_t)(d->seed >> 32)}, d->step, d->purpose, 0, 0};
+    chance.threshold = dropout_threshold(d->p);
+    chance.scale = 65536 / (float)(65536 - chance.threshold);
+    int64_t bytes = (int64_t)dtype_size(d->t);
+    for (int b = 0; b < d->segments; b++) {
+        int64_t begin = d->cu_rows[b] * d->width, n = d->cu_rows[b + 1] * d->width - begin;
+        if (n == 0) continue;
+        CHECK(n <= INT64_C(8) << 32, "dropout: a sample of %lld elements is out of range",
+              (long long)n);
+        const char *from = (const char *)x + begin * bytes;
+        char *to = (char *)y + begin * bytes;
+        bool wide = packable(d->t, (uintptr_t)from | (uintptr_t)to, n);
+        WITH_PACKS(d->t, wide, 1, "dropout", T, V,
+                   LAUNCH((drop<T, V>), blocks_for(n, THREADS * GROUP), THREADS, 0, cuda_queue(s),
+                          chance, d->ordinals + b, n, (const T *)from, keep, (T *)to));
+        cuda_check_launch("dropout");
+    }
+}
