@@ -137,7 +137,11 @@ void run_plan(Run *r, const RunArgs *args) {
     const Backend *k = r->memory->k;
     k->stream_workspace(r->stream, r->arena + p->arena_bytes, (size_t)p->workspace_bytes);
     if (p->loss) run_input(r, p->loss->grad, &args->loss_grad);
-    Ctx c = {.k = k, .stream = r->stream, .seed = args->seed, .step = args->step};
+    Ctx c = {.k = k,
+             .stream = r->stream,
+             .workspace = r->arena + p->arena_bytes,
+             .seed = args->seed,
+             .step = args->step};
     int begun = 0, ended = 0;
     r->bad = NULL;
     for (int i = 0; i < p->n_steps; i++) {

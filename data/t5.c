@@ -216,7 +216,7 @@ T5Graph t5_record(const T5 *t, Graph *g, int64_t n, int64_t length) {
     const T5Config *c = &t->config;
     int64_t *cu = graph_alloc(g, (size_t)(n + 1) * sizeof *cu);
     for (int64_t i = 0; i < n; i++) cu[i + 1] = cu[i] + length;
-    Segments rows = {(int)n, cu};
+    Segments rows = {.n = (int)n, .cu = cu};
     T5Graph io = {.x = graph_input(g, "rows", SHAPE(n * length, c->width), g->dtype),
                   .bias = graph_input(g, "bias", SHAPE(c->heads, length, length), DT_REAL),
                   .streams = graph_alloc(g, (size_t)(2 * c->layers) * sizeof *io.streams)};

@@ -34,6 +34,15 @@ static void cpu_copy(Stream *s, void *to, const void *from, size_t bytes) {
     if (bytes) memmove(to, from, bytes);
 }
 
+static void cpu_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *from,
+                          size_t from_pitch, void *to, size_t to_pitch) {
+    (void)s;
+#pragma omp parallel for schedule(static) if (rows * (int64_t)bytes >= 4 * PARALLEL_MIN)
+    for (int64_t i = 0; i < rows; i++)
+        memcpy((char *)to + (size_t)i * to_pitch, (const char *)from + (size_t)i * from_pitch,
+               bytes);
+}
+
 static void cpu_zero(Stream *s, void *p, size_t bytes) {
     (void)s;
     if (bytes) memset(p, 0, bytes);
@@ -99,6 +108,7 @@ const Backend BACKEND_CPU = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .copy = cpu_copy,
+    .copy_rows = cpu_copy_rows,
     .zero = cpu_zero,
     .cast = cpu_cast,
     .gemm_workspace = cpu_gemm_workspace,

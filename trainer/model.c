@@ -280,8 +280,6 @@ Training model_training(const Config *c) {
 void check_supported(const Config *c) {
     if (c->device.kind == DEVICE_CUDA)
         config_die(c, "device", "this program was built without CUDA; expected auto or cpu");
-    if (c->ranks.sequence != 1)
-        config_die(c, "ranks.sequence", "expected 1: sequence parallelism is not built yet");
 }
 
 /* The GATHER of a frozen bucket has read its file: the pages need not stay resident. */
@@ -290,6 +288,23 @@ static void release_pages(void *model, const void *data, size_t bytes) {
     for (size_t i = 0; i < m->n_frozen; i++)
         if (m->frozen[i] == data) return;
     weights_release(&m->weights, data, bytes);
+}
+
+/* Groups of ranks.sequence neighbours share the rows and heads of their samples. */
+static void share_rows(Model *m, const Config *c) {
+    int size = (int)c->ranks.sequence, ranks = m->comm->size;
+    int64_t heads = m->dit->config.heads;
+    if (ranks % size)
+        config_die(c, "ranks.sequence", "%d ranks are not groups of %d; expected a divisor of %d",
+                   ranks, size, ranks);
+    if (heads % size)
+        config_die(c, "ranks.sequence",
+                   "%d ranks cannot share the model's %lld heads evenly; expected a divisor of "
+                   "%lld",
+                   size, (long long)heads, (long long)heads);
+    m->sequence = comm_neighbours(m->comm, size);
+    m->data_rank = m->comm->rank / size;
+    m->data_ranks = ranks / size;
 }
 
 /* start: the adapter to go on from, or to freeze; NULL: none. Closes it. */
@@ -303,6 +318,7 @@ static Model *open_model(const Config *c, Training training, ModelDetail detail,
     m->comm = detail == MODEL_SHAPES ? comm_recording(0, (int)c->plan.world)
                                      : comm_world(c->ranks.timeout);
     read_config(m, c);
+    share_rows(m, c);
     m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
     if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
     m->memory.k = m->host.k = &BACKEND_CPU;
@@ -342,6 +358,7 @@ void model_close(Model *m) {
     params_close(m->params, &m->memory);
     dit_close(m->dit);
     weights_close(&m->weights);
+    comm_close(m->sequence);
     comm_close(m->comm);
     for (size_t i = 0; i < m->n_frozen; i++) free(m->frozen[i]);
     free(m->frozen);

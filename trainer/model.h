@@ -12,11 +12,13 @@ typedef enum { TRAIN_NOTHING, TRAIN_LORA, TRAIN_FULL } Training;
 typedef struct Model Model;
 struct Model {
     Training training;
-    DType compute;       /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
-    int64_t host_limit;  /* bytes of host memory that plans may use */
-    bool foreign;        /* planned for a device that is not here: no kernels, no memory */
-    Comm *comm;          /* the ranks; of a plan, those that would be there */
-    Memory memory, host; /* accounts of device and host memory */
+    DType compute;             /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
+    int64_t host_limit;        /* bytes of host memory that plans may use */
+    bool foreign;              /* planned for a device that is not here: no kernels, no memory */
+    Comm *comm;                /* the ranks; of a plan, those that would be there */
+    Comm *sequence;            /* those of them that share each sample's rows with this one */
+    int data_rank, data_ranks; /* which of how many such groups this one is in */
+    Memory memory, host;       /* accounts of device and host memory */
     Stream *stream;
     Dit *dit;
     ParamSet *params;

@@ -57,7 +57,7 @@ static char *find_start(Train *t, const char *folder) {
 
 static void open_data(Train *t, bool resumed) {
     const Config *c = t->config;
-    const Comm *comm = t->model->comm;
+    int ranks = t->model->data_ranks;
     t->samples = samples_open(c);
     ranks_agree(t->model->comm, "set of samples", t->samples->digest);
     if (resumed && strcmp(t->samples->digest, t->at.dataset))
@@ -66,10 +66,10 @@ static void open_data(Train *t, bool resumed) {
                    "of the data have changed. Give them again as they were, or begin a new run "
                    "with another train.out");
     snprintf(t->at.dataset, sizeof t->at.dataset, "%s", t->samples->digest);
-    t->at.global_batch = c->train.batch * c->train.accumulate * comm->size;
-    if (t->at.global_batch > t->samples->n_train && comm->size > t->samples->n_train)
-        config_die(c, "data.path", "%d samples are fewer than the %d ranks", t->samples->n_train,
-                   comm->size);
+    t->at.global_batch = c->train.batch * c->train.accumulate * ranks;
+    if (t->at.global_batch > t->samples->n_train && ranks > t->samples->n_train)
+        config_die(c, "data.path", "%d samples are fewer than the %d ranks that take one each",
+                   t->samples->n_train, ranks);
 }
 
 static void open_work(Train *t) {
@@ -274,7 +274,8 @@ static void begin(Train *t, const char *from) {
     t->saver = saver_open(c, m, t->run.path);
     if (first && !run_folder_begin(&t->run, c, t->at.step, &e)) die_error(&e);
     if (first) report_start(t, from != NULL);
-    t->loader = loader_open(t->samples, c, &m->schedule, m->comm, t->at.samples, t->at.step);
+    t->loader = loader_open(t->samples, c, &m->schedule, m->data_rank, m->data_ranks, t->at.samples,
+                            t->at.step);
     if (first)
         t->progress =
             progress_open("training", "steps", (double)t->at.step, (double)c->train.steps);

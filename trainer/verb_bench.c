@@ -60,7 +60,7 @@ static void run_bench(StepBench *b, const NativePack *native) {
     if (whole) {
         BenchRow *row = bench_row(bench, training_name(b->model));
         row->cost = plan_cost(run->plan, -1);
-        row->rows = io->tables.rows.cu[samples];
+        row->rows = io->tables.whole.cu[samples];
         row->peak_bytes = learner_bytes(b->learner).total + CPU_CONTEXT_BYTES;
         for (int i = 0; i < bench->repeat; i++) row->seconds[i] = train_once(b, &micro, i + 2);
     }

@@ -127,7 +127,8 @@ static void print_table(const Report *r) {
            r->model->training == TRAIN_FULL ? "full" : "lora");
     printf("pack      %d x %lld frames of %lld x %lld pixels: %lld rows (%lld text, %lld video)\n",
            n, (long long)r->native.frames, (long long)r->native.height, (long long)r->native.width,
-           (long long)t->rows.cu[n], (long long)t->text.cu[n], (long long)t->video.cu[n]);
+           (long long)t->whole.cu[n], (long long)(t->whole.cu[n] - t->video_runs.cu[n]),
+           (long long)t->video_runs.cu[n]);
     printf("device    %s: %.3g TFLOP/s products, %.3g attention, %.3g GB/s\n", r->profile.name,
            r->profile.matmul_flops / 1e12, r->profile.attention_forward_flops / 1e12,
            r->profile.memory_rate / 1e9);
@@ -186,7 +187,7 @@ static void print_json(const Report *r) {
         "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
         "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
         (json_int_t)r->profile.context_bytes, "rows",
-        (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples], "steps",
+        (json_int_t)r->learner->shaped[0].io.tables.whole.cu[r->native.pack.samples], "steps",
         plan->n_steps, "choices", choices);
     CHECK(j, "plan: JSON");
     json_dumpf(j, stdout, JSON_INDENT(2));

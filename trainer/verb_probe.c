@@ -254,22 +254,27 @@ static void diffuse_step(Probe *p, int64_t k) {
 
 /* Predictions of the ranks' parts of micro-step i. */
 static void keep_prediction(Probe *p, int i) {
-    Comm *comm = p->model->comm;
+    const Model *m = p->model;
+    Comm *comm = m->comm;
     int64_t part = p->samples * (p->count / p->in->batch);
-    float *all = p->prediction + i * comm->size * part, *mine = all + comm->rank * part;
+    float *all = xcalloc((size_t)(comm->size * part), sizeof *all), *mine = all + comm->rank * part;
     learner_prediction(p->learner, 0, mine);
-    comm->all_gather(comm, p->model->stream, DT_F32, part, mine, all);
+    comm->all_gather(comm, m->stream, DT_F32, part, mine, all);
+    for (int r = 0; r < m->data_ranks; r++)
+        memcpy(p->prediction + (i * m->data_ranks + r) * part, all + r * m->sequence->size * part,
+               (size_t)part * sizeof *all);
+    free(all);
 }
 
 /* Returns the loss of the step. */
 static double run_step(Probe *p, int64_t k) {
     const Inputs *in = p->in;
-    const Comm *comm = p->model->comm;
+    const Model *m = p->model;
     int64_t each = p->count / in->batch, text = in->text_rows * in->text_dim;
     double loss = 0;
     diffuse_step(p, k);
     for (int i = 0; i < p->micros; i++) {
-        int64_t first = (i * comm->size + comm->rank) * p->samples;
+        int64_t first = (i * m->data_ranks + m->data_rank) * p->samples;
         uint32_t *ordinals = xcalloc((size_t)p->samples, sizeof *ordinals);
         for (int64_t b = 0; b < p->samples; b++)
             ordinals[b] = (uint32_t)(k * in->batch + first + b);
@@ -354,11 +359,11 @@ static Pack part_pack(const Probe *p) {
 }
 
 static void cut_batch(Probe *p) {
-    int64_t parts = p->config->train.accumulate * p->model->comm->size;
+    int64_t parts = p->config->train.accumulate * p->model->data_ranks;
     if (p->in->batch % parts)
         config_die(p->config, "train.accumulate",
                    "%lld samples cannot be cut into %d micro-steps of %d ranks",
-                   (long long)p->in->batch, (int)p->config->train.accumulate, p->model->comm->size);
+                   (long long)p->in->batch, (int)p->config->train.accumulate, p->model->data_ranks);
     p->samples = p->in->batch / parts;
     p->micros = (int)p->config->train.accumulate;
 }
