@@ -18,6 +18,7 @@ typedef enum {
     REDUCE,    /* takes a bucket's gradient of this micro-step to its home */
     STASH,     /* parks a value in host memory: its life on the device ends */
     FETCH,     /* brings it back, to another life */
+    WAIT,      /* until a move that set out earlier is done */
 } Phase;
 
 /* Runs of rows (or elements) that belong to one sample each. `cu` is [n + 1], from 0. Where they

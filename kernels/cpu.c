@@ -25,6 +25,8 @@ static void cpu_stream_workspace(Stream *s, void *workspace, size_t bytes) {
 
 static void cpu_stream_sync(Stream *s) { (void)s; }
 
+static void cpu_stream_after(Stream *s, Stream *other) { (void)s, (void)other; }
+
 static void *cpu_alloc(size_t bytes) {
     return aligned_alloc(256, (size_t)align_up((int64_t)MAX(bytes, 1), 256));
 }
@@ -103,6 +105,7 @@ const Backend BACKEND_CPU = {
     .stream_close = cpu_stream_close,
     .stream_workspace = cpu_stream_workspace,
     .stream_sync = cpu_stream_sync,
+    .stream_after = cpu_stream_after,
     .alloc = cpu_alloc,
     .release = free,
     .upload = cpu_copy,

@@ -205,6 +205,8 @@ typedef struct Backend {
     void (*stream_close)(Stream *s);
     void (*stream_workspace)(Stream *s, void *workspace, size_t bytes);
     void (*stream_sync)(Stream *s); /* returns when all work on the stream is done */
+    /* What s is given from now on begins when all that `other` was given so far is done. */
+    void (*stream_after)(Stream *s, Stream *other);
 
     /* Device memory, aligned to 256 bytes; NULL when there is none. */
     void *(*alloc)(size_t bytes);
