@@ -23,6 +23,7 @@ static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     plan_recompute(s.plan, l->policy, layers);
     plan_homes(s.plan, (int)c->train.accumulate);
     if (c->memory.activations.home == PLACE_HOST) plan_stash(s.plan);
+    if (c->memory.prefetch == PREFETCH_ON) plan_prefetch(s.plan);
     plan_place(s.plan, &(Ctx){.k = m->foreign ? NULL : m->memory.k, .stream = m->stream});
     return s;
 }

@@ -47,6 +47,13 @@ static const char *activations_home(const Report *r) {
     return r->learner->shaped[0].plan->host_bytes ? "host" : "device";
 }
 
+static bool prefetches(const Report *r) {
+    const Plan *p = r->learner->shaped[0].plan;
+    for (int i = 0; i < p->n_steps; i++)
+        if (p->steps[i].phase == WAIT) return true;
+    return false;
+}
+
 /* "block in 12 of 42 blocks, selective in the others" */
 static char *recompute_text(RecomputeChoice choice, int64_t hard, int64_t layers) {
     return hard == layers || choice == MEMORY_RECOMPUTE_NONE
@@ -97,9 +104,10 @@ static void print_next(const Report *r) {
     const MemoryChoice *m = &r->planning.tried[r->planning.next];
     char *recompute = recompute_text(m->recompute, m->hard_blocks, r->model->dit->config.layers);
     printf("next      %.4g s and %.3f GiB: recompute %s; base weights: %s, optimizer: %s, "
-           "activations: %s\n",
+           "activations: %s%s\n",
            m->seconds, (double)(m->bytes.total + r->profile.context_bytes) / (1 << 30), recompute,
-           PLACES[m->base], PLACES[m->optimizer], PLACES[m->activations]);
+           PLACES[m->base], PLACES[m->optimizer], PLACES[m->activations],
+           m->prefetch == PREFETCH_ON ? ", ahead" : "");
     free(recompute);
 }
 
@@ -135,8 +143,9 @@ static void print_table(const Report *r) {
     int64_t layers = c->layers;
     char *recompute = recompute_text(r->learner->recompute, r->learner->hard_blocks, layers);
     printf("chosen    recompute %s\n", recompute);
-    printf("          base weights at %s, optimizer at %s, activations at %s; computes in %s\n",
-           home_of(r, false), home_of(r, true), activations_home(r), dtype_name(r->model->compute));
+    printf("          base weights at %s, optimizer at %s, activations at %s; computes in %s%s\n",
+           home_of(r, false), home_of(r, true), activations_home(r), dtype_name(r->model->compute),
+           prefetches(r) ? "; moves set out a block ahead" : "");
     free(recompute);
     printf("device memory\n");
     print_bytes("activations, gradients", r->bytes.arena, "the arena");
@@ -170,11 +179,12 @@ static void print_table(const Report *r) {
 
 static void print_json(const Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
-    json_t *choices = json_pack(
-        "{s:s, s:I, s:s, s:s, s:s, s:s, s:s}", "recompute", recompute_name(r->learner->recompute),
-        "recomputed_blocks", (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false),
-        "optimizer_home", home_of(r, true), "activations_home", activations_home(r), "compute",
-        dtype_name(r->model->compute), "device", r->profile.name);
+    json_t *choices = json_pack("{s:s, s:I, s:s, s:s, s:s, s:b, s:s, s:s}", "recompute",
+                                recompute_name(r->learner->recompute), "recomputed_blocks",
+                                (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false),
+                                "optimizer_home", home_of(r, true), "activations_home",
+                                activations_home(r), "prefetch", prefetches(r), "compute",
+                                dtype_name(r->model->compute), "device", r->profile.name);
     json_t *j = json_pack(
         "{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, s:i, s:o}",
