@@ -66,6 +66,28 @@ void run_output(Run *r, const Tensor *t, void *host) {
     r->memory->k->stream_sync(r->stream);
 }
 
+void run_input_f32(Run *r, Tensor *t, const float *host) {
+    if (t->dtype == DT_F32) {
+        run_input(r, t, host);
+        return;
+    }
+    void *typed = xcalloc(1, tensor_bytes(t));
+    BACKEND_CPU.cast(NULL, DT_F32, t->dtype, tensor_count(t), host, typed);
+    run_input(r, t, typed);
+    free(typed);
+}
+
+void run_output_f32(Run *r, const Tensor *t, float *host) {
+    if (t->dtype == DT_F32) {
+        run_output(r, t, host);
+        return;
+    }
+    void *typed = xcalloc(1, tensor_bytes(t));
+    run_output(r, t, typed);
+    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, tensor_count(t), typed, host);
+    free(typed);
+}
+
 static void poison(Run *r, const Life *life) {
     static const uint32_t PATTERN = 0xffffffffu; /* a NaN in f64, f32, bf16 and f16 */
     size_t bytes = tensor_bytes(life->tensor);

@@ -30,6 +30,9 @@ void run_close(Run *r);
 void run_input(Run *r, Tensor *t, const void *host);
 /* Reads an output (a tensor marked so) after a run. */
 void run_output(Run *r, const Tensor *t, void *host);
+/* The same with f32 numbers, rounded to the tensor's type or widened from it. */
+void run_input_f32(Run *r, Tensor *t, const float *host);
+void run_output_f32(Run *r, const Tensor *t, float *host);
 
 typedef struct {
     uint64_t seed;

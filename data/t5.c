@@ -130,10 +130,10 @@ static void release_pages(void *context, const void *data, size_t bytes) {
     weights_release(&t->weights, data, bytes);
 }
 
-T5 *t5_open(const char *folder, Error *e) {
+T5 *t5_open(const char *folder, const Backend *k, Error *e) {
     T5 *t = xcalloc(1, sizeof *t);
     char *config = xprintf("%s/config.json", folder);
-    t->memory.k = &BACKEND_CPU;
+    t->memory.k = k;
     t->stream = t->memory.k->stream_open();
     bool ok = t5_config_read(&t->config, config, e) && weights_open(&t->weights, folder, e);
     free(config);

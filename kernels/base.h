@@ -10,12 +10,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* LAUNCH(kernel, grid, block, shared, queue, arguments ...) starts a CUDA kernel. Without nvcc it
- * is tests/shim that says what this does. */
+/* LAUNCH(kernel, grid, block, shared, queue, arguments ...) starts a CUDA kernel; in it,
+ * DYN_SHARED(type, name) declares the `shared` bytes. Without nvcc it is tests/shim that says what
+ * these do. */
 #ifdef __CUDACC__
 #define HD __host__ __device__
 #define LAUNCH(kernel, grid, block, shared, queue, ...)                                            \
     kernel<<<(grid), (block), (shared), (queue)>>>(__VA_ARGS__)
+#define DYN_SHARED(type, name)                                                                     \
+    extern __shared__ uint4 dyn_shared[];                                                          \
+    type *name = (type *)dyn_shared
 #else
 #define HD
 #endif

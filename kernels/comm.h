@@ -48,8 +48,9 @@ Comm *comm_self(void);
 Comm *comm_world(double timeout_s);
 /* How many ranks mpirun started, known before they meet; 1: none. */
 int comm_world_size(void);
-/* The same of those on this machine. */
+/* The same of those on this machine, and which of them this one is. */
 int comm_local_size(void);
+int comm_local_rank(void);
 /* Rank `rank` of `size` ranks that are not there. */
 Comm *comm_recording(int rank, int size);
 void comm_close(Comm *c);

@@ -207,6 +207,11 @@ static int started(const char *name) {
     return size ? MAX(1, atoi(size)) : 1;
 }
 
+int comm_local_rank(void) {
+    const char *rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    return rank ? atoi(rank) : 0;
+}
+
 int comm_world_size(void) { return started("OMPI_COMM_WORLD_SIZE"); }
 
 int comm_local_size(void) { return started("OMPI_COMM_WORLD_LOCAL_SIZE"); }

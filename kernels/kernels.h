@@ -211,6 +211,12 @@ typedef struct Backend {
     /* Device memory, aligned to 256 bytes; NULL when there is none. */
     void *(*alloc)(size_t bytes);
     void (*release)(void *p);
+    /* Host memory that copies to and from the device reach without a detour (page-locked where the
+     * device can), aligned to 256 bytes; NULL when there is none. */
+    void *(*alloc_host)(size_t bytes);
+    void (*release_host)(void *p);
+    /* In the order of the stream. Memory of alloc_host must stay as it is until the stream has come
+     * so far; of other host memory a copy is taken, or has arrived, at return. */
     void (*upload)(Stream *s, void *device, const void *host, size_t bytes);
     void (*download)(Stream *s, void *host, const void *device, size_t bytes);
     void (*copy)(Stream *s, void *to, const void *from, size_t bytes);
@@ -222,6 +228,9 @@ typedef struct Backend {
     /* dst[i] = (type to) src[i]. From F64, F32, BF16, F16 to F32, BF16, F16, DT_REAL; rounds to
      * nearest even (from F64 by way of DT_REAL). src may lie at any address, as in a file. */
     void (*cast)(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
+
+    /* The same from host memory, mapped files among it, to the device; it has arrived at return. */
+    void (*upload_cast)(Stream *s, DType from, DType to, int64_t n, const void *host, void *dst);
 
     /* Matrix products. */
     size_t (*gemm_workspace)(Stream *s, const Gemm *g);
@@ -313,8 +322,31 @@ typedef struct Backend {
     void (*sum_squares)(Stream *s, int64_t n, const real *x, double *partial);
 } Backend;
 
+/* A GPU that CUDA shows, and the versions of what runs on it. */
+typedef struct {
+    char name[256];         /* "NVIDIA H200" */
+    int major, minor;       /* of its compute capability */
+    size_t total_bytes;     /* of its memory */
+    size_t free_bytes;      /* of those; 0: the device could not be opened */
+    char driver[16];        /* the newest CUDA that the driver runs, "13.0" */
+    char runtime[16];       /* the CUDA that this program was built with */
+    char blas[16], dnn[16]; /* cuBLASLt's and cuDNN's versions; "": the library is missing */
+    Error trouble;          /* why cuda_backend would refuse it; exit_code 0: it would not */
+} CudaDevice;
+
 C_BEGIN
 
 extern const Backend BACKEND_CPU;
+
+/* The table of GPU `index`, for the whole process; another index later is a bug. NULL and *e (exit
+ * 1, one line): built without CUDA, no driver or too old a one, no such device, a compute
+ * capability below 8.0, cuBLASLt or cuDNN missing or too old, a device that does not open. */
+const Backend *cuda_backend(int index, Error *e);
+/* The same table without a device, for plans: only conv_packed and the *_workspace functions may be
+ * called, with stream NULL. NULL: built without CUDA. */
+const Backend *cuda_table(void);
+/* The first `max` GPUs into `list`; answers how many there are. 0: none can be used, and *e says
+ * why. */
+int cuda_devices(CudaDevice *list, int max, Error *e);
 
 C_END

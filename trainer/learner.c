@@ -191,18 +191,10 @@ void learner_close(Learner *l) {
 /* ---- one micro-step ---------------------------------------------------------------------------
  */
 
-/* Uploads f32 numbers into an input of the graph's type. */
 static void give(Run *r, Tensor *t, const float *values) {
     if (!t) return;
     CHECK(values, "input %s is missing", t->name);
-    if (t->dtype == DT_F32) {
-        run_input(r, t, values);
-        return;
-    }
-    void *typed = xcalloc(1, tensor_bytes(t));
-    BACKEND_CPU.cast(NULL, DT_F32, t->dtype, tensor_count(t), values, typed);
-    run_input(r, t, typed);
-    free(typed);
+    run_input_f32(r, t, values);
 }
 
 static void give_sinusoids(Run *r, Tensor *t, const DitConfig *c, const int64_t *timesteps) {
@@ -257,17 +249,10 @@ double learner_micro(Learner *l, const Micro *micro) {
     return s->io.loss ? mean_loss(l, s) : 0;
 }
 
-static void take(const Learner *l, int shape, const Tensor *t, float *out) {
-    void *typed = xcalloc(1, tensor_bytes(t));
-    run_output(l->shaped[shape].run, t, typed);
-    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, tensor_count(t), typed, out);
-    free(typed);
-}
-
 void learner_prediction(Learner *l, int shape, float *out) {
-    take(l, shape, l->shaped[shape].io.prediction, out);
+    run_output_f32(l->shaped[shape].run, l->shaped[shape].io.prediction, out);
 }
 
 void learner_losses(Learner *l, int shape, float *out) {
-    take(l, shape, l->shaped[shape].io.per_sample, out);
+    run_output_f32(l->shaped[shape].run, l->shaped[shape].io.per_sample, out);
 }

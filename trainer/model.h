@@ -45,8 +45,6 @@ Model *model_open(const Config *c, Training training, ModelDetail detail, bool f
 Model *model_open_sampling(const Config *c);
 /* What the config's method asks for. */
 Training model_training(const Config *c);
-/* Ends the program where the config asks for what this program cannot do yet, naming the key. */
-void check_supported(const Config *c);
 void model_close(Model *m);
 
 /* The transformer's own folder under model.path: model.path/transformer, or model.path itself. The

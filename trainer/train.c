@@ -1,6 +1,7 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/planner.h"
 #include "trainer/same.h"
 #include "trainer/stop.h"
@@ -16,11 +17,8 @@
 static void check_settings(const Config *c) {
     config_require(c, "model.path", "train");
     config_require(c, "data.path", "train");
-    if (c->train.precision != NUMBERS_AUTO && c->train.precision != NUMBERS_F32)
-        config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
     if (c->train.validate_every && !c->data.holdout)
         config_die(c, "train.validate_every", "there are no held-out clips; set data.holdout");
-    check_supported(c);
 }
 
 /* Every rank takes rank 0's word. */
@@ -75,7 +73,7 @@ static void open_data(Train *t, bool resumed) {
 static void open_work(Train *t) {
     const Config *c = t->config;
     Pack pack = samples_pack(t->samples, (int)c->train.batch);
-    int64_t available = available_bytes(c->memory.budget, NULL);
+    int64_t available = device_available(c);
     t->learner = learner_plan(t->model, c, &pack, 1, true, available);
     available -= learner_bytes(t->learner).total;
     t->holdout = holdout_open(t, available + learner_bytes(t->learner).resident);

@@ -208,7 +208,6 @@ static void print_json(const Report *r) {
 int verb_plan(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "plan");
-    check_supported(c);
     Report r = {.config = c, .profile = pick_profile(c)};
     int64_t available = available_bytes(c->memory.budget, &r.profile);
     r.planning = planner_try(c, model_training(c), &r.profile, r.profile.cuda, available);

@@ -3,6 +3,7 @@
 #include "data/nearest.h"
 #include "trainer/call_files.h"
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/probe_text.h"
 #include "trainer/probe_vae.h"
@@ -341,12 +342,6 @@ static Training training_of(const Config *c, const Inputs *in) {
     return asked ? TRAIN_LORA : TRAIN_NOTHING;
 }
 
-static void check_settings(const Config *c) {
-    if (c->train.precision != NUMBERS_AUTO && c->train.precision != NUMBERS_F32)
-        config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
-    check_supported(c);
-}
-
 /* The pack of one part. The caller frees its arrays. */
 static Pack part_pack(const Probe *p) {
     int64_t(*fhw)[3] = xcalloc((size_t)p->samples, sizeof *fhw);
@@ -376,8 +371,7 @@ static void run_probe(Config *c, const Inputs *in) {
         die("%s: latents: missing; gradients need latents and noise", in->path);
     cut_batch(&p);
     Pack pack = part_pack(&p);
-    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL,
-                             available_bytes(c->memory.budget, NULL));
+    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL, device_available(c));
     learner_bind(p.learner, false);
     p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
     p.target = xcalloc((size_t)p.count, sizeof *p.target);
@@ -404,7 +398,6 @@ int verb_probe(const Call *call) {
     config_require(c, "model.path", "probe");
     if (!c->probe.captions) config_require(c, "probe.inputs", "probe");
     config_require(c, "probe.out", "probe");
-    check_settings(c);
     check_writable(c, "probe.out", c->probe.out);
     if (c->probe.inputs) check_names(c->probe.inputs);
     if (probe_text(c) || probe_vae(c)) return 0;

@@ -1,0 +1,23 @@
+/* In place of the CUDA backend where the toolkit was not found: no device. */
+#include "kernels/kernels.h"
+
+static bool refuse(Error *e) {
+    return error_set(
+        e, EXIT_WORLD,
+        "this program was built without CUDA; install the CUDA toolkit (12.4 or later) "
+        "with cuDNN 9 and build again, or use device=cpu");
+}
+
+const Backend *cuda_backend(int index, Error *e) {
+    (void)index;
+    refuse(e);
+    return NULL;
+}
+
+const Backend *cuda_table(void) { return NULL; }
+
+int cuda_devices(CudaDevice *list, int max, Error *e) {
+    (void)list, (void)max;
+    refuse(e);
+    return 0;
+}
