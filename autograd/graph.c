@@ -97,6 +97,10 @@ Tensor *graph_param(Graph *g, int first, int n, Shape shape) {
     return t;
 }
 
+Range graph_part(const Graph *g, int64_t rows) {
+    return g->sequence ? comm_part(g->sequence, g->sequence->rank, rows) : (Range){0, rows};
+}
+
 Tensor *graph_record(Graph *g, const Op *op, Attr attr, int n_in, Tensor *const *in, int n_out,
                      Tensor *const *out) {
     Node *n = graph_alloc(g, sizeof *n);

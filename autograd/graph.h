@@ -12,6 +12,7 @@
 typedef struct Graph {
     DType dtype;      /* of activations and compute copies */
     ParamSet *params; /* may be NULL (tests of single ops) */
+    Comm *sequence;   /* ranks that share the rows of each sample; NULL: all rows are here */
     int segment;      /* given to the nodes that are recorded now */
     Tensor **tensors; /* [n_tensors] by id */
     int n_tensors;
@@ -42,6 +43,9 @@ Tensor *graph_reshape(Graph *g, Tensor *t, Shape shape);
 /* The tensor of parameter `first` (an index of the graph's ParamSet), or of several that lie side
  * by side, under `shape` (e.g. to_q, to_k, to_v as [3,D,D]); CHECKs that they do. */
 Tensor *graph_param(Graph *g, int first, int n, Shape shape);
+
+/* Which of the rows of a run that ranks share are this rank's. */
+Range graph_part(const Graph *g, int64_t rows);
 
 /* Records a node whose outputs already have shapes; out[0] needs a gradient where an input does. */
 Tensor *graph_record(Graph *g, const Op *op, Attr attr, int n_in, Tensor *const *in, int n_out,

@@ -6,16 +6,17 @@
 
 void *memory_alloc(Memory *m, size_t bytes, const char *what) {
     CHECK(!m->sealed, "%zu bytes for %s wanted after the plan was placed", bytes, what);
-    void *p = m->k->alloc(bytes ? bytes : 1);
+    void *p = m->on_host ? m->k->alloc_host(bytes ? bytes : 1) : m->k->alloc(bytes ? bytes : 1);
     if (!p) {
         Error e;
         error_set(&e, EXIT_WORLD,
                   "%s: no %.2f GiB of %s memory left beside the %.2f GiB in use. `cogsmith plan` "
                   "says what this configuration needs",
-                  what, (double)bytes / (1 << 30), m->k->name, (double)m->bytes / (1 << 30));
+                  what, (double)bytes / (1 << 30), m->on_host ? "host" : m->k->name,
+                  (double)m->bytes / (1 << 30));
         die_error(&e);
     }
-    m->k->zero(NULL, p, bytes);
+    (m->on_host ? &BACKEND_CPU : m->k)->zero(NULL, p, bytes);
     m->bytes += bytes;
     m->peak_bytes = MAX(m->peak_bytes, m->bytes);
     m->allocations++;
@@ -24,7 +25,10 @@ void *memory_alloc(Memory *m, size_t bytes, const char *what) {
 
 void memory_release(Memory *m, void *p, size_t bytes) {
     if (!p) return;
-    m->k->release(p);
+    if (m->on_host)
+        m->k->release_host(p);
+    else
+        m->k->release(p);
     m->bytes -= bytes;
 }
 

@@ -3,8 +3,15 @@
 
 #include "kernels/kernels.h"
 
+/* Where steps run, and the type that they compute in. */
+typedef struct {
+    const Backend *k;
+    DType compute;
+} Device;
+
 typedef struct Memory {
     const Backend *k;
+    bool on_host; /* an account of the device's page-locked host memory */
     bool sealed;
     size_t bytes; /* alive now */
     size_t peak_bytes;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "autograd/tensor.h"
-#include "kernels/kernels.h"
+#include "kernels/comm.h"
 
 enum { MAX_IN = 6, MAX_OUT = 2 };
 
@@ -18,12 +18,17 @@ typedef enum {
     REDUCE,    /* takes a bucket's gradient of this micro-step to its home */
     STASH,     /* parks a value in host memory: its life on the device ends */
     FETCH,     /* brings it back, to another life */
+    WAIT,      /* until a move that set out earlier is done */
 } Phase;
 
-/* Runs of rows (or elements) that belong to one sample each. `cu` is [n + 1], from 0. */
+/* Runs of rows (or elements) that belong to one sample each. `cu` is [n + 1], from 0. Where they
+ * are parts of samples, `first` [n] says at which of its sample's rows each begins, and `sample`
+ * [n] whose it is; NULL: they are the samples. */
 typedef struct {
     int n;
     const int64_t *cu;
+    const int64_t *first;
+    const int32_t *sample;
 } Segments;
 
 /* Latent sizes of the samples of a pack. */
@@ -62,8 +67,14 @@ typedef union {
         int64_t channels, patch, patch_t;
     } patch;
     struct {
-        LatentSizes grid;
-    } axes; /* F', H', W' of the rows */
+        LatentSizes grid; /* F', H', W' of each sample */
+        Segments rows;    /* those of its rows that are here */
+    } axes;
+    struct {
+        Comm *comm;
+        Segments runs;
+        bool to_heads;
+    } ranks;
     struct {
         Segments samples;
     } mse;
@@ -92,9 +103,10 @@ struct Node {
 typedef struct {
     const Backend *k;
     Stream *stream;
-    unsigned first; /* IN(i): this step assigns the gradient of input i; else it adds to it */
-    uint64_t seed;  /* of the run, for dropout */
-    uint32_t step;  /* optimizer step, for dropout */
+    unsigned first;  /* IN(i): this step assigns the gradient of input i; else it adds to it */
+    void *workspace; /* of as many bytes as the op wants */
+    uint64_t seed;   /* of the run, for dropout */
+    uint32_t step;   /* optimizer step, for dropout */
 } Ctx;
 
 /* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least,

@@ -110,6 +110,8 @@ static Dropout dropout_of(const Node *n, const Ctx *c) {
                      .width = x->shape.dim[1],
                      .segments = n->attr.dropout.rows.n,
                      .cu_rows = n->attr.dropout.rows.cu,
+                     .first = n->attr.dropout.rows.first,
+                     .sample = n->attr.dropout.rows.sample,
                      .ordinals = tensor_data(n->in[1]),
                      .p = n->attr.dropout.p,
                      .seed = c->seed,

@@ -182,15 +182,16 @@ Tensor *op_unpatchify(Graph *g, Tensor *rows, LatentSizes sizes, int64_t channel
 
 static void axes_forward(const Node *n, const Ctx *c) {
     const Tensor *x = n->in[0], *y = n->out[0];
-    int64_t widths[3], at = 0;
+    int64_t widths[3];
     for (int i = 0; i < 3; i++) widths[i] = n->in[1 + i]->shape.dim[1];
-    for (int b = 0; b < n->attr.axes.grid.n; b++) {
+    Segments rows = n->attr.axes.rows;
+    for (int b = 0; b < rows.n; b++) {
         const int64_t *size = n->attr.axes.grid.fhw[b];
-        int64_t bytes = at * x->shape.dim[1] * (int64_t)dtype_size(x->dtype);
+        int64_t bytes = rows.cu[b] * x->shape.dim[1] * (int64_t)dtype_size(x->dtype);
         c->k->add_axes(c->stream, x->dtype, size, widths, tensor_data(n->in[1]),
-                       tensor_data(n->in[2]), tensor_data(n->in[3]), (char *)tensor_data(x) + bytes,
+                       tensor_data(n->in[2]), tensor_data(n->in[3]), rows.first ? rows.first[b] : 0,
+                       rows.cu[b + 1] - rows.cu[b], (char *)tensor_data(x) + bytes,
                        (char *)tensor_data(y) + bytes);
-        at += size[0] * size[1] * size[2];
     }
 }
 
@@ -209,18 +210,17 @@ static const Op ADD_AXES = {.name = "add_axes",
                             .needs = needs_nothing,
                             .cost = move_cost};
 
-Tensor *op_add_axes(Graph *g, Tensor *x, LatentSizes grid, Tensor *tf, Tensor *tw, Tensor *th) {
-    int64_t rows = 0;
+Tensor *op_add_axes(Graph *g, Tensor *x, LatentSizes grid, Segments rows, Tensor *tf, Tensor *tw,
+                    Tensor *th) {
     for (int b = 0; b < grid.n; b++) {
         const int64_t *s = grid.fhw[b];
         CHECK(s[0] <= tf->shape.dim[0] && s[1] <= th->shape.dim[0] && s[2] <= tw->shape.dim[0],
               "add_axes: sample %d is larger than the tables", b);
-        rows += s[0] * s[1] * s[2];
     }
-    CHECK(rows == x->shape.dim[0] &&
+    CHECK(rows.n == grid.n && rows.cu[rows.n] == x->shape.dim[0] &&
               tf->shape.dim[1] + tw->shape.dim[1] + th->shape.dim[1] == x->shape.dim[1],
           "add_axes to %s", x->name);
     Tensor *y = graph_tensor(g, "add_axes", x->shape, x->dtype, ROLE_VALUE);
-    Attr attr = {.axes = {grid}};
+    Attr attr = {.axes = {grid, rows}};
     return graph_record(g, &ADD_AXES, attr, 4, (Tensor *[]){x, tf, tw, th}, 1, &y);
 }

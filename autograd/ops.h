@@ -60,8 +60,20 @@ Tensor *op_patchify(Graph *g, Tensor *latents, Tensor *image, LatentSizes sizes,
 Tensor *op_unpatchify(Graph *g, Tensor *rows, LatentSizes sizes, int64_t channels, int64_t patch,
                       int64_t patch_t);
 /* Adds [tf[f] | tw[w] | th[h]] to row (f,h,w) of each sample; x [V,D] consumed, grid sizes per
- * sample, tables [max F', Df], [max W', Dw], [max H', Dh]. */
-Tensor *op_add_axes(Graph *g, Tensor *x, LatentSizes grid, Tensor *tf, Tensor *tw, Tensor *th);
+ * sample, tables [max F', Df], [max W', Dw], [max H', Dh]. rows: a run of each sample's rows. */
+Tensor *op_add_axes(Graph *g, Tensor *x, LatentSizes grid, Segments rows, Tensor *tf, Tensor *tw,
+                    Tensor *th);
+
+/* Sequence parallelism: the ranks of Graph.sequence share the rows of each sample. Of each of
+ * `runs`, all S rows, a rank has a part (graph_part), S' rows in all. Without such ranks these
+ * return x.
+ *
+ * From a rank's own rows, x [..,S',D], to its own heads of all rows, [..,S,D/n]; and back. */
+Tensor *op_rows_to_heads(Graph *g, Tensor *x, Segments runs);
+Tensor *op_heads_to_rows(Graph *g, Tensor *x, Segments runs);
+/* From a rank's own rows, x [S',D], to all rows on every rank, [S,D], for all of them to compute
+ * the same with. */
+Tensor *op_whole_rows(Graph *g, Tensor *x, Segments runs);
 
 /* loss [1] = mean over samples of the mean squared error; x and target (f32) flat, samples end to
  * end. The node's second output is the loss per sample [B]. */

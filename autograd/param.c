@@ -147,10 +147,10 @@ void params_settle(ParamSet *p, Memory *m, Stream *s) {
             int64_t lo = MAX(from->offset, first), hi = MIN(from->offset + from->count, end);
             if (lo >= hi) continue;
             (b->host ? &BACKEND_CPU : m->k)
-                ->cast(b->host ? NULL : s, from->form, b->form, hi - lo,
-                       (const char *)from->data +
-                           (lo - from->offset) * (int64_t)dtype_size(from->form),
-                       (char *)b->resident + (lo - first) * (int64_t)dtype_size(b->form));
+                ->upload_cast(b->host ? NULL : s, from->form, b->form, hi - lo,
+                              (const char *)from->data +
+                                  (lo - from->offset) * (int64_t)dtype_size(from->form),
+                              (char *)b->resident + (lo - first) * (int64_t)dtype_size(b->form));
         }
         b->n_sources = 0;
     }

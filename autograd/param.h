@@ -39,11 +39,6 @@ typedef struct {
     int64_t offset, count;
 } Source;
 
-/* Elements [from, from + count) of a bucket. */
-typedef struct {
-    int64_t from, count;
-} Range;
-
 typedef struct {
     const char *name; /* "block.3", "block.3.trained" */
     int block;

@@ -8,10 +8,10 @@ static void gather_sources(const ParamSet *p, const Bucket *b, DType type, char 
     for (int i = 0; i < b->n_sources; i++) {
         const Source *from = &b->sources[i];
         char *to = copy + from->offset * (int64_t)dtype_size(type);
-        m->k->cast(s, from->form, type, from->count, from->data, to);
-        if (!p->release) continue;
-        m->k->stream_sync(s);
-        p->release(p->release_context, from->data, (size_t)from->count * dtype_size(from->form));
+        m->k->upload_cast(s, from->form, type, from->count, from->data, to);
+        if (p->release)
+            p->release(p->release_context, from->data,
+                       (size_t)from->count * dtype_size(from->form));
     }
 }
 

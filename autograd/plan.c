@@ -90,6 +90,12 @@ void step_touch(const Plan *p, const Step *s, Visit visit, void *arg) {
     case FETCH:
         visit(s->parked, true, arg);
         break;
+    case WAIT:
+        visit(s->parked         ? s->parked
+              : s->of == GATHER ? p->graph->bucket[s->bucket]
+                                : p->graph->bucket_grad[s->bucket],
+              false, arg);
+        break;
     }
 }
 
@@ -196,6 +202,7 @@ void plan_backward(Plan *p, Tensor *loss) {
 }
 
 Cost step_cost(const Plan *p, const Step *s) {
+    if (s->phase == WAIT) return (Cost){0};
     if (s->node) return s->node->op->cost(s->node, s->phase);
     if (s->parked) {
         Cost parked = cost_of(0, (double)tensor_bytes(s->parked));

@@ -5,6 +5,7 @@
  *   plan_recompute   inserts RECOMPUTE steps                       (plan_recompute.c)
  *   plan_homes       inserts GATHER and REDUCE steps               (plan_home.c)
  *   plan_stash       inserts STASH and FETCH steps                 (plan_stash.c)
+ *   plan_prefetch    sends moves out early, inserts WAIT steps     (plan_prefetch.c)
  *   plan_place       lifetimes, addresses, peak memory             (plan_place.c)
  *   plan_print       all of it as text                             (plan_print.c)
  *
@@ -21,8 +22,10 @@ typedef struct {
     Phase phase;
     Node *node;     /* FORWARD, RECOMPUTE, BACKWARD */
     int bucket;     /* GATHER, REDUCE */
-    Tensor *parked; /* STASH, FETCH: what lies at host_offset meanwhile */
+    Tensor *parked; /* STASH, FETCH; else NULL: what lies at host_offset meanwhile */
     int64_t host_offset;
+    Phase of;       /* WAIT: which kind of move it waits for; the rest is as in that move */
+    bool waited;    /* a move beside the steps that follow, for which a WAIT waits */
     unsigned first; /* BACKWARD, IN(i): the gradient of input i is assigned here, not added to */
 } Step;
 
@@ -47,11 +50,12 @@ typedef struct Plan {
     Life *lives; /* by plan_place, ordered by `from` */
     int *ends;   /* [n_lives] lives ordered by `to` */
     int n_lives;
-    int64_t arena_bytes; /* the end of the highest life */
-    int64_t live_bytes;  /* most bytes alive in one step: what a perfect placement would need */
-    int64_t workspace_bytes;
-    int64_t const_bytes; /* ROLE_CONST tensors */
-    int64_t host_bytes;  /* what STASH steps park */
+    int64_t arena_bytes;     /* the end of the highest life */
+    int64_t live_bytes;      /* most bytes alive in one step: what a perfect placement would need */
+    int64_t workspace_bytes; /* of the steps, then of moves beside them */
+    int64_t moves_offset;    /* into the workspace: where the moves' begins */
+    int64_t const_bytes;     /* ROLE_CONST tensors */
+    int64_t host_bytes;      /* what STASH steps park */
 } Plan;
 
 /* `define`: the step gives the tensor its contents; otherwise it reads them. */
@@ -79,6 +83,11 @@ void plan_homes(Plan *p, int accumulate);
  * after its last use in the one to before its first use in the other; values of the last segment
  * are needed again at once and stay. After plan_homes. */
 void plan_stash(Plan *p);
+
+/* Lets moves run beside the steps: GATHER and FETCH set out one segment before their first use,
+ * REDUCE and STASH have one segment's time; WAIT steps stand where they must be done. Takes the
+ * memory of one more segment's moves. After the other passes. */
+void plan_prefetch(Plan *p);
 
 /* Fixes every address. `c` supplies backend and stream, which know the workspaces; without a
  * backend (a plan for a device that is not here) none are counted. */

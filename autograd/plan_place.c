@@ -199,12 +199,15 @@ void plan_place(Plan *p, const Ctx *c) {
         w.current[i] = -1;
         if (g->tensors[i]->role == ROLE_INPUT && !g->tensors[i]->base) life_open(&w, g->tensors[i]);
     }
+    int64_t moves = 0;
     for (w.step = 0; w.step < p->n_steps; w.step++) {
         const Step *s = &p->steps[w.step];
         step_touch(p, s, live, &w);
-        int64_t bytes = (int64_t)step_workspace(p, s, c);
-        p->workspace_bytes = MAX(p->workspace_bytes, align_up(bytes, LIFE_ALIGN));
+        int64_t bytes = align_up((int64_t)step_workspace(p, s, c), LIFE_ALIGN);
+        int64_t *most = s->waited ? &moves : &p->moves_offset;
+        *most = MAX(*most, bytes);
     }
+    p->workspace_bytes = p->moves_offset + moves;
     for (int i = 0; i < p->n_lives; i++)
         if (p->lives[i].tensor->output && w.current[p->lives[i].tensor->id] == i)
             p->lives[i].to = p->n_steps;

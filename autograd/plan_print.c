@@ -3,7 +3,7 @@
 
 static const char *const PHASES[] = {
     [FORWARD] = "forward", [RECOMPUTE] = "recompute", [BACKWARD] = "backward", [GATHER] = "gather",
-    [REDUCE] = "reduce",   [STASH] = "stash",         [FETCH] = "fetch"};
+    [REDUCE] = "reduce",   [STASH] = "stash",         [FETCH] = "fetch",       [WAIT] = "wait"};
 
 static void print_life(const Life *life, FILE *out) {
     char text[64];
@@ -22,6 +22,7 @@ void plan_print(const Plan *p, FILE *out) {
         const Step *s = &p->steps[i];
         const Graph *g = p->graph;
         fprintf(out, "%5d %-9s ", i, PHASES[s->phase]);
+        if (s->phase == WAIT) fprintf(out, "%s ", PHASES[s->of]);
         if (s->node)
             fprintf(out, "%s %s\n", s->node->op->name, s->node->out[0]->name);
         else if (s->parked)

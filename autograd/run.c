@@ -33,6 +33,11 @@ Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
     r->constants = memory_alloc(m, (size_t)p->const_bytes, "constants");
     if (p->host_bytes)
         r->host = memory_alloc(memory_host(m), (size_t)p->host_bytes, "parked activations");
+    for (int i = 0; i < p->n_steps && !r->coming; i++) {
+        if (p->steps[i].phase != WAIT) continue;
+        r->coming = m->k->stream_open();
+        r->going = m->k->stream_open();
+    }
     bind(r);
     return r;
 }
@@ -40,6 +45,10 @@ Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
 void run_close(Run *r) {
     if (!r) return;
     const Plan *p = r->plan;
+    if (r->coming) {
+        r->memory->k->stream_close(r->coming);
+        r->memory->k->stream_close(r->going);
+    }
     memory_release(r->memory, r->constants, (size_t)p->const_bytes);
     if (r->host) memory_release(memory_host(r->memory), r->host, (size_t)p->host_bytes);
     if (r->owns_arena)
@@ -55,6 +64,28 @@ void run_input(Run *r, Tensor *t, const void *host) {
 void run_output(Run *r, const Tensor *t, void *host) {
     r->memory->k->download(r->stream, host, tensor_data(t), tensor_bytes(t));
     r->memory->k->stream_sync(r->stream);
+}
+
+void run_input_f32(Run *r, Tensor *t, const float *host) {
+    if (t->dtype == DT_F32) {
+        run_input(r, t, host);
+        return;
+    }
+    void *typed = xcalloc(1, tensor_bytes(t));
+    BACKEND_CPU.cast(NULL, DT_F32, t->dtype, tensor_count(t), host, typed);
+    run_input(r, t, typed);
+    free(typed);
+}
+
+void run_output_f32(Run *r, const Tensor *t, float *host) {
+    if (t->dtype == DT_F32) {
+        run_output(r, t, host);
+        return;
+    }
+    void *typed = xcalloc(1, tensor_bytes(t));
+    run_output(r, t, typed);
+    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, tensor_count(t), typed, host);
+    free(typed);
 }
 
 static void poison(Run *r, const Life *life) {
@@ -87,21 +118,53 @@ static void end_lives(Run *r, int i, int *next) {
     }
 }
 
-static void park(Run *r, const Step *s) {
+static void park(Run *r, Phase phase, const Step *s, Stream *stream) {
     const Backend *k = r->memory->k;
     size_t bytes = tensor_bytes(s->parked);
-    if (s->phase == STASH)
-        k->download(r->stream, r->host + s->host_offset, tensor_data(s->parked), bytes);
+    if (phase == STASH)
+        k->download(stream, r->host + s->host_offset, tensor_data(s->parked), bytes);
     else
-        k->upload(r->stream, tensor_data(s->parked), r->host + s->host_offset, bytes);
+        k->upload(stream, tensor_data(s->parked), r->host + s->host_offset, bytes);
     memory_host(r->memory)->copied_bytes += (int64_t)bytes;
 }
 
-static void gather(Run *r, int b) {
+static void gather(Run *r, const Step *s, Stream *stream) {
     const Plan *p = r->plan;
-    Tensor *copy = p->graph->bucket[b];
-    bucket_gather(p->graph->params, b, copy->dtype, copy->data, r->arena + p->arena_bytes,
-                  r->memory, r->stream);
+    Tensor *copy = p->graph->bucket[s->bucket];
+    char *workspace = r->arena + p->arena_bytes + (s->waited ? p->moves_offset : 0);
+    bucket_gather(p->graph->params, s->bucket, copy->dtype, copy->data, workspace, r->memory,
+                  stream);
+}
+
+/* What a GATHER, REDUCE, STASH or FETCH does. */
+static void move(Run *r, Phase phase, const Step *s, int micro, Stream *stream) {
+    const Graph *g = r->plan->graph;
+    if (phase == GATHER)
+        gather(r, s, stream);
+    else if (phase == REDUCE)
+        bucket_reduce(g->params, s->bucket, g->bucket_grad[s->bucket]->data, micro, r->memory,
+                      stream);
+    else
+        park(r, phase, s, stream);
+}
+
+/* A move sets out: it sees all that the steps before it have done. */
+static void set_out(Run *r, const Step *s, int micro) {
+    Stream *beside = s->phase == GATHER || s->phase == FETCH ? r->coming : r->going;
+    if (!s->waited) {
+        move(r, s->phase, s, micro, r->stream);
+    } else if (!r->late) {
+        r->memory->k->stream_after(beside, r->stream);
+        move(r, s->phase, s, micro, beside);
+    }
+}
+
+static void wait(Run *r, const Step *s, int micro) {
+    if (r->late)
+        move(r, s->of, s, micro, r->stream);
+    else
+        r->memory->k->stream_after(r->stream,
+                                   s->of == GATHER || s->of == FETCH ? r->coming : r->going);
 }
 
 static bool finite(const Run *r, const Tensor *t) {
@@ -135,9 +198,13 @@ static void watch(Run *r, const Step *s) {
 void run_plan(Run *r, const RunArgs *args) {
     Plan *p = r->plan;
     const Backend *k = r->memory->k;
-    k->stream_workspace(r->stream, r->arena + p->arena_bytes, (size_t)p->workspace_bytes);
+    k->stream_workspace(r->stream, r->arena + p->arena_bytes, (size_t)p->moves_offset);
     if (p->loss) run_input(r, p->loss->grad, &args->loss_grad);
-    Ctx c = {.k = k, .stream = r->stream, .seed = args->seed, .step = args->step};
+    Ctx c = {.k = k,
+             .stream = r->stream,
+             .workspace = r->arena + p->arena_bytes,
+             .seed = args->seed,
+             .step = args->step};
     int begun = 0, ended = 0;
     r->bad = NULL;
     for (int i = 0; i < p->n_steps; i++) {
@@ -154,15 +221,13 @@ void run_plan(Run *r, const RunArgs *args) {
             s->node->op->backward(s->node, &c);
             break;
         case GATHER:
-            gather(r, s->bucket);
-            break;
         case REDUCE:
-            bucket_reduce(p->graph->params, s->bucket, p->graph->bucket_grad[s->bucket]->data,
-                          args->micro, r->memory, r->stream);
-            break;
         case STASH:
         case FETCH:
-            park(r, s);
+            set_out(r, s, args->micro);
+            break;
+        case WAIT:
+            wait(r, s, args->micro);
             break;
         }
         if (r->watch) watch(r, s);

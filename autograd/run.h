@@ -9,8 +9,10 @@ typedef struct Run {
     Stream *stream;
     char *arena, *constants; /* device memory; the workspace is the arena's tail */
     char *host;              /* where STASH steps park; NULL: there are none */
+    Stream *coming, *going;  /* of moves beside the steps; NULL: there are none */
     bool owns_arena;
     bool poison;              /* tests: memory is NaN before a life and after it */
+    bool late;                /* tests: moves beside the steps happen as late as they may */
     int64_t high_water_bytes; /* highest byte of the arena that was alive so far */
     double *seconds;          /* [plan->n_steps] of each step of the last run, where not NULL; the
                                  caller's memory. The stream is then synced after each step */
@@ -28,6 +30,9 @@ void run_close(Run *r);
 void run_input(Run *r, Tensor *t, const void *host);
 /* Reads an output (a tensor marked so) after a run. */
 void run_output(Run *r, const Tensor *t, void *host);
+/* The same with f32 numbers, rounded to the tensor's type or widened from it. */
+void run_input_f32(Run *r, Tensor *t, const float *host);
+void run_output_f32(Run *r, const Tensor *t, float *host);
 
 typedef struct {
     uint64_t seed;

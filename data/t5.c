@@ -130,10 +130,10 @@ static void release_pages(void *context, const void *data, size_t bytes) {
     weights_release(&t->weights, data, bytes);
 }
 
-T5 *t5_open(const char *folder, Error *e) {
+T5 *t5_open(const char *folder, const Backend *k, Error *e) {
     T5 *t = xcalloc(1, sizeof *t);
     char *config = xprintf("%s/config.json", folder);
-    t->memory.k = &BACKEND_CPU;
+    t->memory.k = k;
     t->stream = t->memory.k->stream_open();
     bool ok = t5_config_read(&t->config, config, e) && weights_open(&t->weights, folder, e);
     free(config);
@@ -216,7 +216,7 @@ T5Graph t5_record(const T5 *t, Graph *g, int64_t n, int64_t length) {
     const T5Config *c = &t->config;
     int64_t *cu = graph_alloc(g, (size_t)(n + 1) * sizeof *cu);
     for (int64_t i = 0; i < n; i++) cu[i + 1] = cu[i] + length;
-    Segments rows = {(int)n, cu};
+    Segments rows = {.n = (int)n, .cu = cu};
     T5Graph io = {.x = graph_input(g, "rows", SHAPE(n * length, c->width), g->dtype),
                   .bias = graph_input(g, "bias", SHAPE(c->heads, length, length), DT_REAL),
                   .streams = graph_alloc(g, (size_t)(2 * c->layers) * sizeof *io.streams)};

@@ -11,7 +11,7 @@
  * f32, whatever type the weights are stored in.
  *
  *     Error e;
- *     T5 *t = t5_open("CogVideoX-2b/text_encoder", &e);
+ *     T5 *t = t5_open("CogVideoX-2b/text_encoder", &BACKEND_CPU, &e);
  *     if (!t) die_error(&e);
  *     if (!t5_encode(t, ids, n, 226, embeddings, &e)) die_error(&e);
  *     t5_close(t);
@@ -61,7 +61,7 @@ typedef struct {
 
 /* Opens a text_encoder folder: config.json and the weights' headers; every tensor must be one of
  * the encoder's, with its shape. NULL: *e says what to do. */
-T5 *t5_open(const char *folder, Error *e);
+T5 *t5_open(const char *folder, const Backend *k, Error *e);
 void t5_close(T5 *t);
 
 /* The longest text that t5_encode takes, in tokens. */

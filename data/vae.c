@@ -34,7 +34,8 @@ static Shaped *shaped_of(VaeJob *j, int64_t height, int64_t width) {
     Vae *v = j->vae;
     j->shaped = xrealloc(j->shaped, (size_t)(j->n_shaped + 1) * sizeof *j->shaped);
     Shaped *s = &j->shaped[j->n_shaped++];
-    *s = (Shaped){.height = height, .width = width, .graph = graph_open(DT_REAL, v->net->params)};
+    *s =
+        (Shaped){.height = height, .width = width, .graph = graph_open(v->compute, v->net->params)};
     s->io = vae_record(v->net, j->half, s->graph, v->memory.k, j->frames, height, width);
     s->plan = plan_open(s->graph);
     plan_homes(s->plan, 1);
@@ -195,13 +196,13 @@ static Tile run_tile(VaeJob *j, const float *in, int64_t height, int64_t width) 
     out.x = xcalloc((size_t)(out.n * out.height * out.width), sizeof *out.x);
     bind(j, s);
     s->run->poison = j->vae->poison;
-    run_input(s->run, s->io.in, in);
+    run_input_f32(s->run, s->io.in, in);
     run_plan(s->run, &(RunArgs){0});
     int64_t first = 0;
     for (int i = 0; i < s->io.n; i++) {
         const Tensor *t = s->io.out[i];
         float *rows = xcalloc((size_t)tensor_count(t), sizeof *rows);
-        run_output(s->run, t, rows);
+        run_output_f32(s->run, t, rows);
         put_frames(rows, t->shape, size[1], first, out.x);
         free(rows);
         first += t->shape.dim[0];

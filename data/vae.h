@@ -1,7 +1,7 @@
 /* The CogVideoX video autoencoder: clips to latents, latents to clips.
  *
  *     Error e;
- *     Vae *v = vae_open("CogVideoX-2b/vae", &e);
+ *     Vae *v = vae_open("CogVideoX-2b/vae", device, &e);
  *     VaeJob *job = v ? vae_job_open(v, VAE_ENCODER, 49, 480, 720, NULL, budget, &e) : NULL;
  *     if (!job) die_error(&e);
  *     ... vae_job_bytes(job): what it will need on the device ...
@@ -10,9 +10,9 @@
  *     vae_close(v);
  *
  * A job is a graph and its plan for one size; jobs of one autoencoder share one arena, as large as
- * the largest that has run. The weights' home is the mapped file; arithmetic is f32, whatever type
- * they are stored in. All numbers are planes: pixels [3,T,H,W] in [-1,1], moments [2C,F,h,w] (mean,
- * then log-variance), latents [C,F,h,w] as the decoder takes them, not scaled.
+ * the largest that has run. The weights' home is the mapped file; whatever type they are stored in,
+ * arithmetic is in the device's. All numbers are planes: pixels [3,T,H,W] in [-1,1], moments
+ * [2C,F,h,w] (mean, then log-variance), latents [C,F,h,w] as the decoder takes them, not scaled.
  */
 #pragma once
 
@@ -25,6 +25,7 @@ typedef struct {
     VaeNet *net;
     Weights weights; /* mapped; parameters point into it. Zeroed: random numbers are in `drawn` */
     float *drawn;
+    DType compute; /* the type that it computes in */
     Memory memory;
     Stream *stream;
     char *arena;
@@ -34,9 +35,9 @@ typedef struct {
 
 /* Opens a vae folder: config.json and the weights; every tensor must be one of the autoencoder's,
  * with its shape and finite numbers, and none may be missing. NULL: *e says what to do. */
-Vae *vae_open(const char *folder, Error *e);
+Vae *vae_open(const char *folder, Device device, Error *e);
 /* One with random weights, for benchmarks. */
-Vae *vae_open_random(const VaeModel *model);
+Vae *vae_open_random(const VaeModel *model, Device device);
 void vae_close(Vae *v);
 
 typedef enum { VAE_TILE_AUTO, VAE_TILE_ON, VAE_TILE_OFF } VaeTileChoice;

@@ -70,15 +70,16 @@ static bool find_weights(Vae *v, Error *e) {
     return no_surplus(v, e);
 }
 
-static Vae *vae_new(void) {
+static Vae *vae_new(Device device) {
     Vae *v = xcalloc(1, sizeof *v);
-    v->memory.k = &BACKEND_CPU;
+    v->compute = device.compute;
+    v->memory.k = device.k;
     v->stream = v->memory.k->stream_open();
     return v;
 }
 
-Vae *vae_open(const char *folder, Error *e) {
-    Vae *v = vae_new();
+Vae *vae_open(const char *folder, Device device, Error *e) {
+    Vae *v = vae_new(device);
     char *config = xprintf("%s/config.json", folder);
     bool ok = vae_model_read(&v->model, config, e) && weights_open(&v->weights, folder, e);
     free(config);
@@ -92,9 +93,9 @@ Vae *vae_open(const char *folder, Error *e) {
 }
 
 /* All parameters read the same numbers: norms keep what comes of them in bounds. */
-Vae *vae_open_random(const VaeModel *model) {
+Vae *vae_open_random(const VaeModel *model, Device device) {
     const float deviation = 0.02f;
-    Vae *v = vae_new();
+    Vae *v = vae_new(device);
     v->model = *model;
     v->net = vae_net_open(model);
     ParamSet *p = v->net->params;

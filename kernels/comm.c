@@ -16,6 +16,16 @@ void comm_sum(Comm *c, Stream *s, int64_t count, real *x) {
     c->all_gather(c, s, DT_REAL, part, mine, x);
 }
 
+Range comm_part(const Comm *c, int rank, int64_t rows) {
+    int64_t from = rows * rank / c->size;
+    return (Range){from, rows * (rank + 1) / c->size - from};
+}
+
+Comm *comm_neighbours(Comm *c, int size) {
+    CHECK(size >= 1 && c->size % size == 0, "groups of %d of %d ranks", size, c->size);
+    return size == 1 ? comm_self() : c->neighbours(c, size);
+}
+
 /* ---- one rank ---------------------------------------------------------------------------------
  */
 
@@ -78,12 +88,15 @@ static void record_all_to_all(Comm *c, Stream *s, DType type, int64_t count, con
     record(c, COMM_ALL_TO_ALL, type, count);
 }
 
+static Comm *record_neighbours(Comm *c, int size) { return comm_recording(c->rank % size, size); }
+
 Comm *comm_recording(int rank, int size) {
     Comm *c = xcalloc(1, sizeof *c);
     *c = (Comm){.rank = rank,
                 .size = size,
                 .name = "recording",
                 .recording = true,
+                .neighbours = record_neighbours,
                 .all_gather = record_all_gather,
                 .reduce_scatter = record_reduce_scatter,
                 .all_to_all = record_all_to_all,

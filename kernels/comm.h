@@ -9,13 +9,19 @@
  *   recording  moves nothing and counts what it would send, for plans of any number of ranks
  *
  * What goes wrong between ranks ends the job: a rank that does not come to a collective within the
- * deadline is named, with the collective and its place in the order, and every rank exits (1).
+ * deadline is named, with the collective and its place in the order, and every rank exits (1). A
+ * group may be a part of another: ranks are named by their number among all.
  */
 #pragma once
 
 #include "kernels/kernels.h"
 
 typedef struct Comm Comm;
+
+/* [from, from + count) of a row of things. */
+typedef struct {
+    int64_t from, count;
+} Range;
 
 typedef enum { COMM_ALL_GATHER, COMM_REDUCE_SCATTER, COMM_ALL_TO_ALL, COMM_KINDS } CommKind;
 
@@ -30,6 +36,7 @@ struct Comm {
     void (*reduce_scatter)(Comm *c, Stream *s, int64_t count, real *all, real *mine);
     /* Block r of `from` (count elements) goes to rank r, into block `rank` of its `to`. */
     void (*all_to_all)(Comm *c, Stream *s, DType type, int64_t count, const void *from, void *to);
+    Comm *(*neighbours)(Comm *c, int size);
     void (*close)(Comm *c);
     int64_t sent_bytes[COMM_KINDS]; /* to other ranks, since the group was opened */
     int64_t calls;                  /* collectives so far: the place in the order */
@@ -41,11 +48,19 @@ Comm *comm_self(void);
 Comm *comm_world(double timeout_s);
 /* How many ranks mpirun started, known before they meet; 1: none. */
 int comm_world_size(void);
-/* The same of those on this machine. */
+/* The same of those on this machine, and which of them this one is. */
 int comm_local_size(void);
+int comm_local_rank(void);
 /* Rank `rank` of `size` ranks that are not there. */
 Comm *comm_recording(int rank, int size);
 void comm_close(Comm *c);
+
+/* The group of `size` neighbours that this rank is in: ranks k * size .. k * size + size - 1 of c,
+ * whose size it divides. */
+Comm *comm_neighbours(Comm *c, int size);
+
+/* Which of so many rows are rank `rank`'s, when the ranks share them evenly. */
+Range comm_part(const Comm *c, int rank, int64_t rows);
 
 /* x[i] = sum over ranks; count is a multiple of size. A reduce_scatter and an all_gather. */
 void comm_sum(Comm *c, Stream *s, int64_t count, real *x);

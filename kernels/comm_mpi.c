@@ -32,6 +32,8 @@ typedef struct {
 } Header;
 
 typedef struct {
+    MPI_Comm group;
+    int first; /* the number among all ranks of the group's first */
     double timeout_s;
     Header mine, *theirs;  /* [size] */
     MPI_Request *requests; /* [2 * size] */
@@ -68,9 +70,8 @@ static bool exchange(const Comm *c, Ranks *r, int tag, double deadline) {
     for (int i = 0; i < c->size; i++) {
         if (i == c->rank) continue;
         r->theirs[i].number = 0;
-        MPI_Irecv(&r->theirs[i], sizeof(Header), MPI_BYTE, i, tag, MPI_COMM_WORLD,
-                  &r->requests[n++]);
-        MPI_Isend(&r->mine, sizeof(Header), MPI_BYTE, i, tag, MPI_COMM_WORLD, &r->requests[n++]);
+        MPI_Irecv(&r->theirs[i], sizeof(Header), MPI_BYTE, i, tag, r->group, &r->requests[n++]);
+        MPI_Isend(&r->mine, sizeof(Header), MPI_BYTE, i, tag, r->group, &r->requests[n++]);
     }
     return finished(r->requests, n, deadline);
 }
@@ -83,7 +84,8 @@ NORETURN static void name_missing(const Comm *c, const Ranks *r) {
             stderr,
             "cogsmith: rank %d did not answer in %s number %lld within %g s (ranks.timeout), says "
             "rank %d. The job ends; start it again to go on from the last checkpoint\n",
-            i, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s, c->rank);
+            r->first + i, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s,
+            r->first + c->rank);
     }
     give_up();
 }
@@ -96,8 +98,8 @@ static void compare_headers(const Comm *c, const Ranks *r) {
             stderr,
             "cogsmith: ranks went apart: at collective %lld rank %d asks for %s of %lld %s, rank "
             "%d for %s of %lld %s. The job ends\n",
-            (long long)m->number, c->rank, KINDS[m->kind], (long long)m->count,
-            dtype_name((DType)m->type), i, KINDS[h->kind], (long long)h->count,
+            (long long)m->number, r->first + c->rank, KINDS[m->kind], (long long)m->count,
+            dtype_name((DType)m->type), r->first + i, KINDS[h->kind], (long long)h->count,
             dtype_name((DType)h->type));
         give_up();
     }
@@ -122,7 +124,7 @@ static void complete(const Comm *c, MPI_Request request, double deadline) {
     fprintf(stderr,
             "cogsmith: rank %d: every rank is there, but %s number %lld did not end within %g s "
             "(ranks.timeout): the link is too slow or unsteady. The job ends\n",
-            c->rank, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s);
+            r->first + c->rank, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s);
     give_up();
 }
 
@@ -148,7 +150,7 @@ static void mpi_all_gather(Comm *c, Stream *s, DType type, int64_t count, const 
     if (mine != own && count) memmove(own, mine, (size_t)count * dtype_size(type));
     MPI_Request request;
     MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, all, (int)count, mpi_type(type),
-                   MPI_COMM_WORLD, &request);
+                   ((Ranks *)c->own)->group, &request);
     complete(c, request, deadline);
 }
 
@@ -162,7 +164,7 @@ static void mpi_reduce_scatter(Comm *c, Stream *s, int64_t count, real *all, rea
             memcpy(r->from + i * n, all + i * count + at, (size_t)n * sizeof(real));
         MPI_Request request;
         MPI_Ialltoall(r->from, (int)n, mpi_type(DT_REAL), r->to, (int)n, mpi_type(DT_REAL),
-                      MPI_COMM_WORLD, &request);
+                      r->group, &request);
         complete(c, request, deadline);
         for (int64_t j = 0; j < n; j++) {
             real sum = r->to[j];
@@ -178,13 +180,14 @@ static void mpi_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const 
     CHECK(count * c->size <= INT32_MAX, "all_to_all of %lld", (long long)count);
     double deadline = meet(c, COMM_ALL_TO_ALL, type, count);
     MPI_Request request;
-    MPI_Ialltoall(from, (int)count, mpi_type(type), to, (int)count, mpi_type(type), MPI_COMM_WORLD,
-                  &request);
+    MPI_Ialltoall(from, (int)count, mpi_type(type), to, (int)count, mpi_type(type),
+                  ((Ranks *)c->own)->group, &request);
     complete(c, request, deadline);
 }
 
 static void mpi_close(Comm *c) {
     Ranks *r = c->own;
+    if (r->group != MPI_COMM_WORLD) MPI_Comm_free(&r->group);
     if (r->started) MPI_Finalize();
     free(r->theirs);
     free(r->requests);
@@ -204,6 +207,11 @@ static int started(const char *name) {
     return size ? MAX(1, atoi(size)) : 1;
 }
 
+int comm_local_rank(void) {
+    const char *rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    return rank ? atoi(rank) : 0;
+}
+
 int comm_world_size(void) { return started("OMPI_COMM_WORLD_SIZE"); }
 
 int comm_local_size(void) { return started("OMPI_COMM_WORLD_LOCAL_SIZE"); }
@@ -217,37 +225,65 @@ static void start_failed(int signal) {
     _exit(EXIT_WORLD);
 }
 
-/* MPI_Init waits for all ranks, and for ever: here an alarm ends it. */
-static void start_mpi(double timeout_s) {
-    int given;
+/* MPI waits for all ranks to come, and for ever: here an alarm ends it. */
+static void guard(double timeout_s) {
     signal(SIGALRM, start_failed);
     alarm(START_SECONDS + (unsigned)timeout_s);
-    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
+}
+
+static void unguard(void) {
     alarm(0);
     signal(SIGALRM, SIG_DFL);
 }
 
-Comm *comm_world(double timeout_s) {
-    if (!launched()) return comm_self();
-    int ready, size;
-    MPI_Initialized(&ready);
-    if (!ready) start_mpi(timeout_s);
-    MPI_Comm_size(MPI_COMM_WORLD, &size);
+static void start_mpi(double timeout_s) {
+    int given;
+    guard(timeout_s);
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
+    unguard();
+}
+
+static Comm *mpi_neighbours(Comm *c, int size);
+
+/* first: of the group, among all ranks. */
+static Comm *open_group(MPI_Comm group, int first, double timeout_s, bool started) {
+    int size;
+    MPI_Comm_size(group, &size);
     Ranks *r = xcalloc(1, sizeof *r);
-    *r = (Ranks){.timeout_s = timeout_s,
+    *r = (Ranks){.group = group,
+                 .first = first,
+                 .timeout_s = timeout_s,
                  .theirs = xcalloc((size_t)size, sizeof(Header)),
                  .requests = xcalloc((size_t)size * 2, sizeof(MPI_Request)),
                  .from = xcalloc((size_t)size * PIECE, sizeof(real)),
                  .to = xcalloc((size_t)size * PIECE, sizeof(real)),
-                 .started = !ready};
+                 .started = started};
     Comm *c = xcalloc(1, sizeof *c);
     *c = (Comm){.size = size,
                 .name = "mpi",
                 .all_gather = mpi_all_gather,
                 .reduce_scatter = mpi_reduce_scatter,
                 .all_to_all = mpi_all_to_all,
+                .neighbours = mpi_neighbours,
                 .close = mpi_close,
                 .own = r};
-    MPI_Comm_rank(MPI_COMM_WORLD, &c->rank);
+    MPI_Comm_rank(group, &c->rank);
     return c;
+}
+
+static Comm *mpi_neighbours(Comm *c, int size) {
+    Ranks *r = c->own;
+    MPI_Comm group;
+    guard(r->timeout_s);
+    MPI_Comm_split(r->group, c->rank / size, c->rank, &group);
+    unguard();
+    return open_group(group, r->first + c->rank / size * size, r->timeout_s, false);
+}
+
+Comm *comm_world(double timeout_s) {
+    if (!launched()) return comm_self();
+    int ready;
+    MPI_Initialized(&ready);
+    if (!ready) start_mpi(timeout_s);
+    return open_group(MPI_COMM_WORLD, 0, timeout_s, !ready);
 }

@@ -25,6 +25,8 @@ static void cpu_stream_workspace(Stream *s, void *workspace, size_t bytes) {
 
 static void cpu_stream_sync(Stream *s) { (void)s; }
 
+static void cpu_stream_after(Stream *s, Stream *other) { (void)s, (void)other; }
+
 static void *cpu_alloc(size_t bytes) {
     return aligned_alloc(256, (size_t)align_up((int64_t)MAX(bytes, 1), 256));
 }
@@ -32,6 +34,15 @@ static void *cpu_alloc(size_t bytes) {
 static void cpu_copy(Stream *s, void *to, const void *from, size_t bytes) {
     (void)s;
     if (bytes) memmove(to, from, bytes);
+}
+
+static void cpu_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *from,
+                          size_t from_pitch, void *to, size_t to_pitch) {
+    (void)s;
+#pragma omp parallel for schedule(static) if (rows * (int64_t)bytes >= 4 * PARALLEL_MIN)
+    for (int64_t i = 0; i < rows; i++)
+        memcpy((char *)to + (size_t)i * to_pitch, (const char *)from + (size_t)i * from_pitch,
+               bytes);
 }
 
 static void cpu_zero(Stream *s, void *p, size_t bytes) {
@@ -94,6 +105,7 @@ const Backend BACKEND_CPU = {
     .stream_close = cpu_stream_close,
     .stream_workspace = cpu_stream_workspace,
     .stream_sync = cpu_stream_sync,
+    .stream_after = cpu_stream_after,
     .alloc = cpu_alloc,
     .release = free,
     .alloc_host = cpu_alloc,
@@ -101,8 +113,10 @@ const Backend BACKEND_CPU = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .copy = cpu_copy,
+    .copy_rows = cpu_copy_rows,
     .zero = cpu_zero,
     .cast = cpu_cast,
+    .upload_cast = cpu_cast,
     .gemm_workspace = cpu_gemm_workspace,
     .gemm = cpu_gemm,
     .column_sum = cpu_column_sum,

@@ -126,16 +126,19 @@ typedef struct {
     int64_t row_width, offset; /* columns of a row; where this tensor's columns begin */
 } Patch;
 
-/* Inverted dropout: y = keep*y + (drawn ? x / (1-p) : 0). See kernels/random.h for the draw. */
+/* Inverted dropout: y = keep*y + (drawn ? x / (1-p) : 0). See kernels/random.h for the draw.
+ * Segments are runs of rows of samples. */
 typedef struct {
     DType t;
     int64_t width;            /* D */
     int segments;             /* B */
-    const int64_t *cu_rows;   /* [B+1] on the host: rows of each sample */
-    const uint32_t *ordinals; /* [B] on the device: sample ordinals */
+    const int64_t *cu_rows;   /* [B+1] on the host: rows of each segment */
+    const uint32_t *ordinals; /* [samples] on the device: their ordinals */
     real p;                   /* probability of zero, 0 <= p < 1, in steps of 2^-16 */
     uint64_t seed;
     uint32_t step, purpose;
+    const int64_t *first;  /* [B] on the host: where in its sample a segment begins, in rows */
+    const int32_t *sample; /* [B] on the host: its sample; NULL, and first too: whole samples */
 } Dropout;
 
 /* ---- video, channels last ---------------------------------------------------------------------
@@ -202,6 +205,8 @@ typedef struct Backend {
     void (*stream_close)(Stream *s);
     void (*stream_workspace)(Stream *s, void *workspace, size_t bytes);
     void (*stream_sync)(Stream *s); /* returns when all work on the stream is done */
+    /* What s is given from now on begins when all that `other` was given so far is done. */
+    void (*stream_after)(Stream *s, Stream *other);
 
     /* Device memory, aligned to 256 bytes; NULL when there is none. */
     void *(*alloc)(size_t bytes);
@@ -215,11 +220,17 @@ typedef struct Backend {
     void (*upload)(Stream *s, void *device, const void *host, size_t bytes);
     void (*download)(Stream *s, void *host, const void *device, size_t bytes);
     void (*copy)(Stream *s, void *to, const void *from, size_t bytes);
+    /* `rows` runs of `bytes`, the first bytes of which lie so far apart. */
+    void (*copy_rows)(Stream *s, int64_t rows, size_t bytes, const void *from, size_t from_pitch,
+                      void *to, size_t to_pitch);
     void (*zero)(Stream *s, void *p, size_t bytes);
 
     /* dst[i] = (type to) src[i]. From F64, F32, BF16, F16 to F32, BF16, F16, DT_REAL; rounds to
      * nearest even (from F64 by way of DT_REAL). src may lie at any address, as in a file. */
     void (*cast)(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
+
+    /* The same from host memory, mapped files among it, to the device; it has arrived at return. */
+    void (*upload_cast)(Stream *s, DType from, DType to, int64_t n, const void *host, void *dst);
 
     /* Matrix products. */
     size_t (*gemm_workspace)(Stream *s, const Gemm *g);
@@ -276,9 +287,11 @@ typedef struct Backend {
     void (*patchify)(Stream *s, const Patch *p, const void *x, real keep, void *rows);
     void (*unpatchify)(Stream *s, const Patch *p, const void *rows, real keep, void *x);
     /* y row (f,h,w) = x row + [tf[f] | tw[w] | th[h]]: position tables tf [F,Df], tw [W,Dw],
-     * th [H,Dh]; size = {F,H,W}, widths = {Df,Dw,Dh}, whose sum is the width. y may be x. */
+     * th [H,Dh]; size = {F,H,W}, widths = {Df,Dw,Dh}, whose sum is the width. x and y hold rows
+     * [first, first + rows) of the F*H*W. y may be x. */
     void (*add_axes)(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
-                     const void *tf, const void *tw, const void *th, const void *x, void *y);
+                     const void *tf, const void *tw, const void *th, int64_t first, int64_t rows,
+                     const void *x, void *y);
 
     /* Convolutions. w [O,I,kt,3,3] is packed once, by the same Conv (whose `frames` may differ) and
      * with as many threads, into a form of the device's own, of conv_packed elements.

@@ -61,17 +61,18 @@ void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real kee
     for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, alpha * from[i]);
 }
 
-/* Elements [first, first + n) of one sample, whose data begin at x and y; first is even. */
+/* Elements [first, first + n) of one sample, which lie at x and y. */
 static void drop_block(const Dropout *d, uint32_t ordinal, int64_t first, int64_t n, const real *x,
                        real keep, real *y) {
     enum { BLOCK = 1024 };
     Draw draw = {.seed = d->seed, .ordinal = ordinal, .step = d->step, .purpose = d->purpose};
     uint32_t threshold = dropout_threshold(d->p);
     real scale = 65536 / (real)(65536 - threshold);
-    for (int64_t i = first; i < first + n; i += BLOCK) {
-        uint16_t u[BLOCK];
-        int64_t count = MIN(BLOCK, first + n - i);
-        random_halves(draw, i, count, u);
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        uint16_t drawn[BLOCK + 1];
+        int64_t count = MIN(BLOCK, n - i), odd = (first + i) % 2;
+        random_halves(draw, first + i - odd, count + odd, drawn);
+        const uint16_t *u = drawn + odd;
         for (int64_t j = 0; j < count; j++)
             y[i + j] = kept(keep, y + i + j, u[j] < threshold ? 0 : x[i + j] * scale);
     }
@@ -83,10 +84,12 @@ void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y)
     enum { BLOCK = 8192 };
     for (int b = 0; b < d->segments; b++) {
         int64_t begin = d->cu_rows[b] * d->width, n = d->cu_rows[b + 1] * d->width - begin;
+        int64_t first = d->first ? d->first[b] * d->width : 0;
+        uint32_t ordinal = d->ordinals[d->sample ? d->sample[b] : b];
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_MIN)
         for (int64_t i = 0; i < n; i += BLOCK)
-            drop_block(d, d->ordinals[b], i, MIN(BLOCK, n - i), (const real *)x + begin, keep,
-                       (real *)y + begin);
+            drop_block(d, ordinal, first + i, MIN(BLOCK, n - i), (const real *)x + begin + i, keep,
+                       (real *)y + begin + i);
     }
 }
 

@@ -148,14 +148,15 @@ static inline void add_part(const real *x, const real *table, int64_t n, real *y
 }
 
 void cpu_add_axes(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
-                  const void *tf, const void *tw, const void *th, const void *x, void *y) {
+                  const void *tf, const void *tw, const void *th, int64_t first, int64_t rows,
+                  const void *x, void *y) {
     (void)s;
     check_type(t, "add_axes");
     int64_t df = widths[0], dw = widths[1], dh = widths[2], width = df + dw + dh;
-    int64_t rows = size[0] * size[1] * size[2];
 #pragma omp parallel for schedule(static) if (rows * width >= PARALLEL_MIN)
     for (int64_t i = 0; i < rows; i++) {
-        int64_t w = i % size[2], h = i / size[2] % size[1], f = i / size[2] / size[1];
+        int64_t at = first + i;
+        int64_t w = at % size[2], h = at / size[2] % size[1], f = at / size[2] / size[1];
         const real *from = (const real *)x + i * width;
         real *to = (real *)y + i * width;
         add_part(from, (const real *)tf + f * df, df, to);

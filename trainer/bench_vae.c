@@ -2,6 +2,7 @@
  * the published ones; its weights are random. */
 #define _POSIX_C_SOURCE 200809L
 #include "trainer/bench.h"
+#include "trainer/device.h"
 
 #include "data/vae.h"
 #include "kernels/random.h"
@@ -61,7 +62,7 @@ static void bench_half(Bench *b, Vae *v, VaeHalfName half, const int64_t size[4]
 void bench_vae(Bench *b) {
     const DataConfig *d = &b->config->data;
     VaeModel model = model_of(b->config);
-    Vae *v = vae_open_random(&model);
+    Vae *v = vae_open_random(&model, device_of_vae(b->config));
     int64_t frames = d->frames ? d->frames : FRAMES, height = d->height ? d->height : PIXELS;
     int64_t width = d->width ? d->width : PIXELS;
     bench_half(b, v, VAE_ENCODER, (int64_t[]){VAE_COLORS, frames, height, width});

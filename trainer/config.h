@@ -53,6 +53,7 @@ typedef enum {
     MEMORY_RECOMPUTE_BLOCK
 } RecomputeChoice;
 typedef enum { PLACE_AUTO, PLACE_DEVICE, PLACE_HOST, PLACE_RANKS, PLACE_FILE } PlaceChoice;
+typedef enum { PREFETCH_AUTO, PREFETCH_ON, PREFETCH_OFF } PrefetchChoice;
 typedef enum { SCHEDULER_AUTO, SCHEDULER_DDIM, SCHEDULER_DPM } SchedulerChoice;
 typedef enum {
     EXPORT_DIFFUSERS,
@@ -119,6 +120,7 @@ typedef struct {
     int64_t budget; /* bytes; 0: what the device has */
     RecomputeChoice recompute;
     HomeConfig base, optimizer, activations;
+    PrefetchChoice prefetch;
 } MemoryConfig;
 
 typedef struct {

@@ -131,6 +131,9 @@ const Key CONFIG_TABLE[CONFIG_KEYS] = {
      .choices = "auto|device|host", .doc = "home of masters, moments and accumulated gradients"},
     {"memory.activations.home", KEY_CHOICE, AT(memory.activations.home), "auto",
      .choices = "auto|device|host", .doc = "home of saved activations"},
+    {"memory.prefetch", KEY_CHOICE, AT(memory.prefetch), "auto", .choices = "auto|on|off",
+     .doc = "what comes from elsewhere sets out a block ahead, for one more block's memory; auto: "
+            "where it gains time and fits"},
 
     {"ranks.zero", KEY_INT, AT(ranks.zero), "0", 0, 3,
      .doc = "shard 1 optimizer states, 2 and gradients, 3 and parameters"},

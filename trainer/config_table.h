@@ -28,7 +28,7 @@ typedef struct {
     const char *unset; /* what an unset key means, for --help and the dump; NULL: nothing */
 } Key;
 
-enum { CONFIG_KEYS = 90, CONFIG_SECTIONS = 15, CONFIG_KEY_BYTES = 64 };
+enum { CONFIG_KEYS = 91, CONFIG_SECTIONS = 15, CONFIG_KEY_BYTES = 64 };
 #define KEY_NO_MAX 0x1p63 /* as `max`: no limit but the type's */
 
 /* Sections in the order of the table: "model" and what it is about. */

@@ -78,17 +78,21 @@ static Tensor *norm_of(const Build *b, const LayerNorm *n, Tensor *x, Tensor *mo
 static Tensor *rope_table(const Build *b, const Pack *pack) {
     const DitConfig *c = &b->d->config;
     if (!c->rotary) return NULL;
-    int64_t rows = b->t->rows.cu[pack->samples], e = c->head_size;
-    float *table = xcalloc((size_t)(rows * e), sizeof *table);
+    Segments whole = b->t->whole, mine = b->t->rows;
+    int64_t rows = mine.cu[mine.n], e = c->head_size;
+    float *table = xcalloc((size_t)(whole.cu[whole.n] * e), sizeof *table);
     for (int i = 0; i < pack->samples; i++) {
-        float *at = table + b->t->rows.cu[i] * e;
+        float *at = table + whole.cu[i] * e;
         const int64_t *s = pack->fhw[i];
         rotary_identity(pack->text_rows[i], e, at);
         rotary_table(c, s[0], s[1], s[2], at + pack->text_rows[i] * e);
     }
     Tensor *t = graph_tensor(b->g, "rope", SHAPE(rows, e), DT_REAL, ROLE_CONST);
     real *values = graph_alloc(b->g, tensor_bytes(t));
-    for (int64_t i = 0; i < rows * e; i++) values[i] = table[i];
+    for (int run = 0; run < mine.n; run++) {
+        const float *at = table + (whole.cu[mine.sample[run]] + mine.first[run]) * e;
+        for (int64_t i = mine.cu[run] * e; i < mine.cu[run + 1] * e; i++) values[i] = *at++;
+    }
     t->host = values;
     free(table);
     return t;
@@ -116,7 +120,7 @@ static Tensor *add_sincos(const Build *b, Tensor *video) {
     Tensor *tf = axis_table(b, "sincos.frames", most[0], c->width / 4, c->temporal_scale);
     Tensor *th = axis_table(b, "sincos.height", most[1], c->width / 8 * 3, c->spatial_scale);
     Tensor *tw = axis_table(b, "sincos.width", most[2], c->width / 8 * 3, c->spatial_scale);
-    return op_add_axes(b->g, video, grid, tf, tw, th);
+    return op_add_axes(b->g, video, grid, b->t->video, tf, tw, th);
 }
 
 /* The learned table: every sample takes its first rows. */
@@ -124,8 +128,9 @@ static Tensor *add_learned(const Build *b, Tensor *x) {
     Shape shape = b->d->params->param[b->d->pos_embedding].shape;
     int64_t rows = x->shape.dim[0], width = shape.dim[2];
     Tensor *table = graph_param(b->g, b->d->pos_embedding, 1, SHAPE(shape.dim[1], width));
-    Tensor *mine = b->t->rows.n == 1 ? graph_view(b->g, table, 0, SHAPE(rows, width))
-                                     : op_gather_rows(b->g, table, b->t->row_in_sample);
+    bool first_rows = b->t->samples.n == 1 && !b->t->video_here;
+    Tensor *mine = first_rows ? graph_view(b->g, table, 0, SHAPE(rows, width))
+                              : op_gather_rows(b->g, table, b->t->row_in_sample);
     return op_add(b->g, x, mine);
 }
 
@@ -134,14 +139,18 @@ static Tensor *mlp(const Build *b, const Linear *first, const Linear *second, Te
     return linear_of(b, second, h, b->t->samples);
 }
 
+static Tensor *rows_here(const Build *b, Tensor *x, Tensor *here) {
+    return here ? op_gather_rows(b->g, x, here) : x;
+}
+
 static Tensor *embed(const Build *b) {
     const Dit *d = b->d;
     const DitConfig *c = &d->config;
     DitGraph *in = b->out;
-    Tensor *text = linear_of(b, &d->text, in->text, b->t->text);
+    Tensor *text = linear_of(b, &d->text, rows_here(b, in->text, b->t->text_here), b->t->text);
     Tensor *patches = op_patchify(b->g, in->latents, in->image, b->t->latents, c->out_channels,
                                   c->patch, c->patch_t);
-    Tensor *video = linear_of(b, &d->patch, patches, b->t->video);
+    Tensor *video = linear_of(b, &d->patch, rows_here(b, patches, b->t->video_here), b->t->video);
     if (!c->rotary && !c->learned) video = add_sincos(b, video);
     Tensor *x = op_join(b->g, text, video, b->t->source);
     return c->learned ? add_learned(b, x) : x;
@@ -158,7 +167,7 @@ static Tensor *time_embedding(const Build *b) {
 
 static Tensor *modulation(const Build *b, const Linear *l) {
     Tensor *mod = linear_of(b, l, b->c, b->t->samples);
-    return graph_reshape(b->g, mod, SHAPE(2 * b->t->rows.n, linear_out(l) / 2));
+    return graph_reshape(b->g, mod, SHAPE(2 * b->t->samples.n, linear_out(l) / 2));
 }
 
 static Tensor *attend(const Build *b, const DitBlock *block, Tensor *n1) {
@@ -171,7 +180,10 @@ static Tensor *attend(const Build *b, const DitBlock *block, Tensor *n1) {
     qk = op_qk_norm(b->g, qk, norm_param(b, nq->gamma, E), norm_param(b, nq->beta, E),
                     norm_param(b, nk->gamma, E), norm_param(b, nk->beta, E), b->rope, c->heads,
                     QK_NORM_EPS);
-    return op_attention(b->g, qk, v, c->heads, b->t->rows);
+    qk = op_rows_to_heads(b->g, qk, b->t->runs);
+    v = op_rows_to_heads(b->g, v, b->t->runs);
+    Tensor *a = op_attention(b->g, qk, v, v->shape.dim[1] / E, b->t->whole);
+    return op_heads_to_rows(b->g, a, b->t->runs);
 }
 
 static Tensor *record_block(const Build *b, const DitBlock *block, Tensor *x, bool last) {
@@ -203,7 +215,8 @@ static void make_inputs(Build *b, const Pack *pack, bool with_loss) {
     in->latents = graph_input(g, "latents", SHAPE(elements), g->dtype);
     if (c->in_channels != c->out_channels)
         in->image = graph_input(g, "image_latents", SHAPE(elements), g->dtype);
-    in->text = graph_input(g, "text", SHAPE(b->t->text.cu[n], c->text_dim), g->dtype);
+    int64_t text = b->t->whole.cu[n] - b->t->video_runs.cu[n];
+    in->text = graph_input(g, "text", SHAPE(text, c->text_dim), g->dtype);
     in->time = graph_input(g, "timesteps", SHAPE(n, c->width), g->dtype);
     if (c->ofs_dim) in->ofs = graph_input(g, "ofs", SHAPE(n, c->ofs_dim), g->dtype);
     for (int i = 0; with_loss && i < b->d->n_linears && !in->ordinals; i++)
@@ -229,6 +242,7 @@ DitGraph dit_record(const Dit *d, Graph *g, const Pack *pack, bool with_loss) {
     x = norm_of(&b, &d->norm_final, x, NULL, NULL);
     x = norm_of(&b, &d->norm_out, x, mod, out.tables.sample_of_video);
     x = linear_of(&b, &d->proj_out, x, out.tables.video);
+    x = op_whole_rows(g, x, out.tables.video_runs);
     out.prediction = op_unpatchify(g, x, out.tables.latents, c->out_channels, c->patch, c->patch_t);
     out.prediction->output = true;
     if (!with_loss) return out;

@@ -51,7 +51,7 @@ typedef struct {
     PackTables tables;
     Tensor *latents;           /* noisy latents, flat: samples end to end, each [F,C,H,W] */
     Tensor *image;             /* image latents likewise; NULL unless in_channels = 2 C */
-    Tensor *text;              /* [T, text_dim] */
+    Tensor *text;              /* [T, text_dim], all of it on every rank */
     Tensor *time;              /* [B,D] sinusoids of the timesteps */
     Tensor *ofs;               /* [B,ofs_dim] sinusoids; NULL: none */
     Tensor *ordinals;          /* [B] u32; NULL unless there is dropout, with the loss alone */

@@ -1,5 +1,6 @@
 /* Owns the way between pixels and scaled latents. */
 #include "trainer/latents.h"
+#include "trainer/device.h"
 
 #include "trainer/folder.h"
 #include "trainer/tiling.h"
@@ -13,7 +14,7 @@ Vae *latents_vae(const Config *c, const DitConfig *model) {
     Error e;
     if (!component_folder(c->model.path, "vae", "config.json", &folder, &e))
         config_die(c, "model.path", "%s", e.text);
-    Vae *v = vae_open(folder, &e);
+    Vae *v = vae_open(folder, device_of_vae(c), &e);
     if (!v) die_error(&e);
     if (v->model.latent != model->out_channels)
         die("%s: expected %lld latent channels, as the transformer has, found %lld: the two are of "

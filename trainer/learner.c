@@ -15,6 +15,7 @@ static const double OFS_VALUE = 2.0; /* the only value that the 1.5 I2V pipeline
 static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     const Model *m = l->model;
     Shaped s = {.graph = graph_open(m->compute, m->params)};
+    s.graph->sequence = m->sequence;
     s.io = dit_record(m->dit, s.graph, pack, l->trains);
     s.plan = plan_open(s.graph);
     if (l->trains && m->training != TRAIN_NOTHING) plan_backward(s.plan, s.io.loss);
@@ -22,6 +23,7 @@ static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     plan_recompute(s.plan, l->policy, layers);
     plan_homes(s.plan, (int)c->train.accumulate);
     if (c->memory.activations.home == PLACE_HOST) plan_stash(s.plan);
+    if (c->memory.prefetch == PREFETCH_ON) plan_prefetch(s.plan);
     plan_place(s.plan, &(Ctx){.k = m->foreign ? NULL : m->memory.k, .stream = m->stream});
     return s;
 }
@@ -35,6 +37,23 @@ static void shape_close(Shaped *s) {
 static void drop_shapes(Learner *l) {
     for (int i = 0; i < l->n_shaped; i++) shape_close(&l->shaped[i]);
     l->n_shaped = 0;
+}
+
+/* Every rank of a group needs rows of each sample's text and of its video. */
+static void check_rows(const Learner *l, const Config *c, const Pack *packs, int n) {
+    int ranks = l->model->sequence->size;
+    for (int i = 0; i < n; i++)
+        for (int b = 0; b < packs[i].samples; b++) {
+            const int64_t *s = packs[i].fhw[b];
+            int64_t video = dit_video_rows(&l->model->dit->config, s[0], s[1], s[2]);
+            int64_t rows = MIN(video, packs[i].text_rows[b]);
+            if (rows < ranks)
+                config_die(c, "ranks.sequence",
+                           "%d ranks cannot share a sample of %lld text rows and %lld video rows; "
+                           "expected at most %lld",
+                           ranks, (long long)packs[i].text_rows[b], (long long)video,
+                           (long long)rows);
+        }
 }
 
 /* Plans every pack with blocks 1 .. hard recomputed as `choice` says, the others as the choice
@@ -102,6 +121,7 @@ Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, 
     Learner *l = xcalloc(1, sizeof *l);
     l->model = m;
     l->trains = trains;
+    check_rows(l, c, packs, n_packs);
     available = least_available(m, available);
     l->policy = xcalloc((size_t)m->dit->config.layers + 1, sizeof *l->policy);
     l->shaped = xcalloc((size_t)n_packs, sizeof *l->shaped);
@@ -171,18 +191,10 @@ void learner_close(Learner *l) {
 /* ---- one micro-step ---------------------------------------------------------------------------
  */
 
-/* Uploads f32 numbers into an input of the graph's type. */
 static void give(Run *r, Tensor *t, const float *values) {
     if (!t) return;
     CHECK(values, "input %s is missing", t->name);
-    if (t->dtype == DT_F32) {
-        run_input(r, t, values);
-        return;
-    }
-    void *typed = xcalloc(1, tensor_bytes(t));
-    BACKEND_CPU.cast(NULL, DT_F32, t->dtype, tensor_count(t), values, typed);
-    run_input(r, t, typed);
-    free(typed);
+    run_input_f32(r, t, values);
 }
 
 static void give_sinusoids(Run *r, Tensor *t, const DitConfig *c, const int64_t *timesteps) {
@@ -233,21 +245,14 @@ double learner_micro(Learner *l, const Micro *micro) {
     run_plan(s->run, &(RunArgs){.seed = micro->seed,
                                 .step = micro->step,
                                 .micro = micro->micro,
-                                .loss_grad = (real)(1.0 / (micro->micros * l->model->comm->size))});
+                                .loss_grad = (real)(1.0 / (micro->micros * l->model->data_ranks))});
     return s->io.loss ? mean_loss(l, s) : 0;
 }
 
-static void take(const Learner *l, int shape, const Tensor *t, float *out) {
-    void *typed = xcalloc(1, tensor_bytes(t));
-    run_output(l->shaped[shape].run, t, typed);
-    BACKEND_CPU.cast(NULL, t->dtype, DT_F32, tensor_count(t), typed, out);
-    free(typed);
-}
-
 void learner_prediction(Learner *l, int shape, float *out) {
-    take(l, shape, l->shaped[shape].io.prediction, out);
+    run_output_f32(l->shaped[shape].run, l->shaped[shape].io.prediction, out);
 }
 
 void learner_losses(Learner *l, int shape, float *out) {
-    take(l, shape, l->shaped[shape].io.per_sample, out);
+    run_output_f32(l->shaped[shape].run, l->shaped[shape].io.per_sample, out);
 }

@@ -89,14 +89,14 @@ static void *read_ahead(void *context) {
     return NULL;
 }
 
-Loader *loader_open(Samples *s, const Config *c, const Schedule *schedule, const Comm *comm,
+Loader *loader_open(Samples *s, const Config *c, const Schedule *schedule, int rank, int ranks,
                     int64_t consumed, int64_t step) {
     Loader *l = xcalloc(1, sizeof *l);
     l->samples = s;
     l->config = c;
     l->schedule = schedule;
-    l->rank = comm->rank;
-    l->world = comm->size;
+    l->rank = rank;
+    l->world = ranks;
     l->consumed = consumed;
     l->step = step;
     for (int i = 0; i < RING; i++) batch_open(&l->ring[i], s, (int)c->train.batch);

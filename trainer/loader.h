@@ -2,7 +2,6 @@
  * a step does not wait for the cache. */
 #pragma once
 
-#include "kernels/comm.h"
 #include "trainer/samples.h"
 
 /* One micro-step's numbers, samples end to end; valid until the next loader_next. */
@@ -16,8 +15,9 @@ typedef struct {
 
 typedef struct Loader Loader;
 
-/* Begins at sample `consumed` of the run and optimizer step `step`. */
-Loader *loader_open(Samples *s, const Config *c, const Schedule *schedule, const Comm *comm,
+/* The micro-steps of data-parallel rank `rank` of so many. Begins at sample `consumed` of the run
+ * and optimizer step `step`. */
+Loader *loader_open(Samples *s, const Config *c, const Schedule *schedule, int rank, int ranks,
                     int64_t consumed, int64_t step);
 void loader_close(Loader *l);
 /* The next micro-step. NULL: a value of the cache cannot be read. */

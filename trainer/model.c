@@ -2,6 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "trainer/model.h"
 
+#include "trainer/device.h"
+
 #include "data/nearest.h"
 #include "kernels/random.h"
 #include "trainer/folder.h"
@@ -221,7 +223,8 @@ static Home base_home(const Model *m, const Config *c, ModelDetail detail) {
     PlaceChoice home = c->memory.base.home;
     if (home == PLACE_RANKS) return HOME_RANKS;
     if (home == PLACE_HOST) return HOME_HOST;
-    bool changed = c->model.dtype != NUMBERS_AUTO || detail == MODEL_RANDOM || m->foreign;
+    bool changed = c->model.dtype != NUMBERS_AUTO || detail == MODEL_RANDOM || m->foreign ||
+                   m->memory.k != &BACKEND_CPU;
     return home == PLACE_DEVICE || (home == PLACE_AUTO && changed) ? HOME_DEVICE : HOME_FILE;
 }
 
@@ -229,8 +232,7 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
     static const DType TYPES[] = {
         [NUMBERS_F32] = DT_F32, [NUMBERS_BF16] = DT_BF16, [NUMBERS_F16] = DT_F16};
     DType form = c->model.dtype == NUMBERS_AUTO ? m->stored : TYPES[c->model.dtype];
-    if (m->foreign) m->compute = form == DT_F32 ? DT_BF16 : form;
-    if (m->foreign && c->train.precision != NUMBERS_AUTO) m->compute = TYPES[c->train.precision];
+    m->compute = device_compute(c, m->foreign ? NULL : m->memory.k, form);
     m->params = params_open();
     dit_params(m->dit, m->params, m->training == TRAIN_FULL, m->comm->size);
     params_shard(m->params, m->comm, (int)c->ranks.zero);
@@ -277,13 +279,6 @@ Training model_training(const Config *c) {
     return c->method == METHOD_FULL ? TRAIN_FULL : TRAIN_LORA;
 }
 
-void check_supported(const Config *c) {
-    if (c->device.kind == DEVICE_CUDA)
-        config_die(c, "device", "this program was built without CUDA; expected auto or cpu");
-    if (c->ranks.sequence != 1)
-        config_die(c, "ranks.sequence", "expected 1: sequence parallelism is not built yet");
-}
-
 /* The GATHER of a frozen bucket has read its file: the pages need not stay resident. */
 static void release_pages(void *model, const void *data, size_t bytes) {
     const Model *m = model;
@@ -292,20 +287,38 @@ static void release_pages(void *model, const void *data, size_t bytes) {
     weights_release(&m->weights, data, bytes);
 }
 
+/* Groups of ranks.sequence neighbours share the rows and heads of their samples. */
+static void share_rows(Model *m, const Config *c) {
+    int size = (int)c->ranks.sequence, ranks = m->comm->size;
+    int64_t heads = m->dit->config.heads;
+    if (ranks % size)
+        config_die(c, "ranks.sequence", "%d ranks are not groups of %d; expected a divisor of %d",
+                   ranks, size, ranks);
+    if (heads % size)
+        config_die(c, "ranks.sequence",
+                   "%d ranks cannot share the model's %lld heads evenly; expected a divisor of "
+                   "%lld",
+                   size, (long long)heads, (long long)heads);
+    m->sequence = comm_neighbours(m->comm, size);
+    m->data_rank = m->comm->rank / size;
+    m->data_ranks = ranks / size;
+}
+
 /* start: the adapter to go on from, or to freeze; NULL: none. Closes it. */
 static Model *open_model(const Config *c, Training training, ModelDetail detail, bool foreign,
                          Adapter *start) {
     Model *m = xcalloc(1, sizeof *m);
     m->training = training;
-    m->compute = DT_REAL;
     m->foreign = foreign;
     m->host_limit = available_bytes(0, NULL);
     m->comm = detail == MODEL_SHAPES ? comm_recording(0, (int)c->plan.world)
                                      : comm_world(c->ranks.timeout);
     read_config(m, c);
+    share_rows(m, c);
     m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
     if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
-    m->memory.k = m->host.k = &BACKEND_CPU;
+    m->memory.k = m->host.k = foreign || detail == MODEL_SHAPES ? &BACKEND_CPU : device_backend(c);
+    m->host.on_host = true;
     m->memory.host = &m->host;
     m->stream = m->memory.k->stream_open();
     open_weights(m, detail);
@@ -342,6 +355,7 @@ void model_close(Model *m) {
     params_close(m->params, &m->memory);
     dit_close(m->dit);
     weights_close(&m->weights);
+    comm_close(m->sequence);
     comm_close(m->comm);
     for (size_t i = 0; i < m->n_frozen; i++) free(m->frozen[i]);
     free(m->frozen);

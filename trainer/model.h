@@ -12,11 +12,13 @@ typedef enum { TRAIN_NOTHING, TRAIN_LORA, TRAIN_FULL } Training;
 typedef struct Model Model;
 struct Model {
     Training training;
-    DType compute;       /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
-    int64_t host_limit;  /* bytes of host memory that plans may use */
-    bool foreign;        /* planned for a device that is not here: no kernels, no memory */
-    Comm *comm;          /* the ranks; of a plan, those that would be there */
-    Memory memory, host; /* accounts of device and host memory */
+    DType compute;             /* what steps compute in: DT_REAL on the CPU, 16 bits on a GPU */
+    int64_t host_limit;        /* bytes of host memory that plans may use */
+    bool foreign;              /* planned for a device that is not here: no kernels, no memory */
+    Comm *comm;                /* the ranks; of a plan, those that would be there */
+    Comm *sequence;            /* those of them that share each sample's rows with this one */
+    int data_rank, data_ranks; /* which of how many such groups this one is in */
+    Memory memory, host;       /* accounts of device and host memory */
     Stream *stream;
     Dit *dit;
     ParamSet *params;
@@ -43,8 +45,6 @@ Model *model_open(const Config *c, Training training, ModelDetail detail, bool f
 Model *model_open_sampling(const Config *c);
 /* What the config's method asks for. */
 Training model_training(const Config *c);
-/* Ends the program where the config asks for what this program cannot do yet, naming the key. */
-void check_supported(const Config *c);
 void model_close(Model *m);
 
 /* The transformer's own folder under model.path: model.path/transformer, or model.path itself. The

@@ -35,6 +35,7 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
     trial.memory.base.home = m.base;
     trial.memory.optimizer.home = m.optimizer;
     trial.memory.activations.home = m.activations;
+    trial.memory.prefetch = m.prefetch;
     Model *model = model_open(&trial, training, MODEL_SHAPES, foreign);
     NativePack native = native_pack(&trial, &model->dit->config);
     if (foreign) model->host_limit = p->host_bytes;
@@ -52,8 +53,8 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
 
 /* Nothing is faster than the usual homes without recomputation. */
 static bool is_best(const MemoryChoice *m) {
-    return m->fits && m->recompute == MEMORY_RECOMPUTE_NONE && m->base != PLACE_HOST &&
-           m->optimizer != PLACE_HOST && m->activations != PLACE_HOST;
+    return m->fits && m->prefetch != PREFETCH_OFF && m->recompute == MEMORY_RECOMPUTE_NONE &&
+           m->base != PLACE_HOST && m->optimizer != PLACE_HOST && m->activations != PLACE_HOST;
 }
 
 static bool better(const MemoryChoice *a, const MemoryChoice *b) {
@@ -71,9 +72,15 @@ static void rank(Planning *p) {
     }
 }
 
+/* A CPU's copies are its own work: nothing runs beside the steps. */
+static PrefetchChoice prefetch_first(const Config *c, const Profile *p) {
+    if (c->memory.prefetch != PREFETCH_AUTO) return c->memory.prefetch;
+    return p->cuda ? PREFETCH_ON : PREFETCH_OFF;
+}
+
 /* Without a limit nothing is recomputed and everything has its usual home. */
 static double unlimited(const Config *c, Training training, const Profile *p, bool foreign) {
-    MemoryChoice m = {.base = PLACE_AUTO};
+    MemoryChoice m = {.base = PLACE_AUTO, .prefetch = prefetch_first(c, p)};
     return try_one(c, m, training, p, foreign, INT64_MAX).seconds;
 }
 
@@ -86,14 +93,21 @@ Planning planner_try(const Config *c, Training training, const Profile *profile,
         places(k->base.home, training != TRAIN_FULL, many ? PLACE_RANKS : PLACE_AUTO, base);
     int n_optimizer = places(k->optimizer.home, true, PLACE_AUTO, optimizer);
     int n_activations = places(k->activations.home, true, PLACE_AUTO, activations);
-    Planning p = {.tried =
-                      xcalloc((size_t)(n_base * n_optimizer * n_activations), sizeof *p.tried)};
+    size_t most = 2 * (size_t)(n_base * n_optimizer * n_activations);
+    Planning p = {.tried = xcalloc(most, sizeof *p.tried)};
     for (int o = 0; o < n_optimizer; o++)
         for (int b = 0; b < n_base; b++)
             for (int a = 0; a < n_activations; a++) {
                 if (p.n && is_best(&p.tried[0])) continue;
-                MemoryChoice m = {
-                    .base = base[b], .optimizer = optimizer[o], .activations = activations[a]};
+                MemoryChoice m = {.base = base[b],
+                                  .optimizer = optimizer[o],
+                                  .activations = activations[a],
+                                  .prefetch = prefetch_first(c, profile)};
+                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available);
+                if (m.prefetch == PREFETCH_OFF || k->prefetch == PREFETCH_ON ||
+                    is_best(&p.tried[p.n - 1]))
+                    continue;
+                m.prefetch = PREFETCH_OFF;
                 p.tried[p.n++] = try_one(c, m, training, profile, foreign, available);
             }
     rank(&p);
@@ -126,6 +140,7 @@ void planner_apply(Config *c, const Planning *p, int64_t available) {
     c->memory.base.home = m->base;
     c->memory.optimizer.home = m->optimizer;
     c->memory.activations.home = m->activations;
+    c->memory.prefetch = m->prefetch;
 }
 
 void planner_decide(Config *c, Training training) {

@@ -10,6 +10,7 @@
 /* One way to hold it. */
 typedef struct {
     PlaceChoice base, optimizer, activations; /* as in memory.*.home */
+    PrefetchChoice prefetch;                  /* on or off */
     RecomputeChoice recompute;
     int64_t hard_blocks; /* see Learner */
     LearnerBytes bytes;

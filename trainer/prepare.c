@@ -1,6 +1,7 @@
 /* Owns the course of `prepare`: what it says first, its stages, what it says last. */
 #define _DEFAULT_SOURCE
 #include "trainer/prepare.h"
+#include "trainer/device.h"
 
 #include "data/t5.h"
 #include "data/whole.h"
@@ -206,8 +207,7 @@ static void announce(const Prepare *p, const Encoder *n) {
     print_disk(p, &t);
     fprintf(stderr, "  memory    %.0f MiB for the autoencoder%s%s, of %.0f MiB%s\n",
             MIB(encoder_bytes(n)), vae_job_tiled(n->clips) ? ", which works in tiles" : "",
-            p->ranks > 1 ? ", on each rank" : "",
-            MIB(available_bytes(p->config->memory.budget, NULL)),
+            p->ranks > 1 ? ", on each rank" : "", MIB(device_available(p->config)),
             p->config->memory.budget ? " in memory.budget" : " free");
     if (p->ranks > 1) fprintf(stderr, "  ranks     %d, which share the work\n", p->ranks);
     double seconds = predict(w, n, &t) / p->ranks;

@@ -4,6 +4,7 @@
  * slots; task i goes into slot i % n_slots once what was there has been encoded. So at most n_slots
  * decoded clips are in memory, and what is encoded comes in order. */
 #define _DEFAULT_SOURCE
+#include "trainer/device.h"
 #include "trainer/prepare.h"
 
 #include "data/image.h"
@@ -119,7 +120,7 @@ static void give_back(Queue *q, Slot *slot) {
 
 Encoder encoder_open(const Config *c, const Wanted *w) {
     Error e;
-    Encoder n = {.vae = vae_open(w->vae_folder, &e)};
+    Encoder n = {.vae = vae_open(w->vae_folder, device_of_vae(c), &e)};
     if (!n.vae) die_error(&e);
     char *what = xprintf("clips of %lld x %lld x %lld", (long long)w->want.frames,
                          (long long)w->want.height, (long long)w->want.width);

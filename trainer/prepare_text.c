@@ -1,4 +1,5 @@
 /* Owns the embeddings of captions: which are missing, and their way through tokenizer and T5. */
+#include "trainer/device.h"
 #include "trainer/prepare.h"
 
 #include "data/t5.h"
@@ -123,7 +124,7 @@ static bool embed(TextStage *t, T5 *t5, int64_t first, int64_t n, Error *e) {
 
 static bool embed_all(TextStage *t, Error *e) {
     const Wanted *w = t->p->wanted;
-    T5 *t5 = t5_open(w->text_folder, e);
+    T5 *t5 = t5_open(w->text_folder, device_backend(t->p->config), e);
     if (!t5) return false;
     if (t5->config.width != w->model.text_dim)
         die("%s/config.json: d_model: expected %lld as the transformer's text_embed_dim, found "

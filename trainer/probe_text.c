@@ -1,6 +1,7 @@
 /* Owns the text rows of `probe`: captions to token ids, token ids to embeddings. */
 #define _POSIX_C_SOURCE 200809L
 #include "trainer/probe_text.h"
+#include "trainer/device.h"
 
 #include "data/json.h"
 #include "data/t5.h"
@@ -117,7 +118,7 @@ static void encode(Text *x, const Config *c, const SafetensorsTensor *ids) {
         [DT_F32] = NUMBERS_F32, [DT_BF16] = NUMBERS_BF16, [DT_F16] = NUMBERS_F16};
     char *folder = folder_of(c, "text_encoder", "config.json");
     Error e;
-    T5 *t = t5_open(folder, &e);
+    T5 *t = t5_open(folder, device_backend(c), &e);
     if (!t) die_error(&e);
     if (c->model.dtype != NUMBERS_AUTO && c->model.dtype != CHOICE[t->rows.dtype])
         config_die(c, "model.dtype", "the text encoder is used as stored, in %s; leave it out",

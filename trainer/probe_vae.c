@@ -1,5 +1,6 @@
 /* Owns the autoencoder's rows of `probe`: pixels to moments, latents to pixels. */
 #include "trainer/probe_vae.h"
+#include "trainer/device.h"
 
 #include "trainer/call_files.h"
 #include "trainer/folder.h"
@@ -22,7 +23,7 @@ static Vae *open_vae(const Config *c) {
     Error e;
     if (!component_folder(c->model.path, "vae", "config.json", &folder, &e))
         config_die(c, "model.path", "%s", e.text);
-    Vae *v = vae_open(folder, &e);
+    Vae *v = vae_open(folder, device_of_vae(c), &e);
     if (!v) die_error(&e);
     if (c->model.dtype != NUMBERS_AUTO)
         config_die(c, "model.dtype", "the autoencoder is used as stored; leave it out");

@@ -150,18 +150,38 @@ Profile profile_measure(void) {
     return p;
 }
 
+/* Of a step that computes; ranks that exchange rows wait for each other. */
+static double compute_seconds(const Profile *p, const Step *s, Cost c) {
+    bool attention = s->node->op->expensive;
+    double rate = !attention             ? p->matmul_flops
+                  : s->phase == BACKWARD ? p->attention_backward_flops
+                                         : p->attention_forward_flops;
+    return MAX(MAX(c.flops / rate, c.bytes / p->memory_rate), c.sent / p->link_rate);
+}
+
+/* A CPU copies itself; a GPU's copies take the slower of their links. */
+static double move_seconds(const Profile *p, Cost c) {
+    double here = MAX(c.bytes / p->memory_rate, c.sent / p->link_rate);
+    double host = c.copied / p->host_rate;
+    return p->cuda ? MAX(here, host) : here + host;
+}
+
 double profile_seconds(const Profile *p, const Plan *plan) {
-    double seconds = 0, copied = 0;
+    double now = 0, coming = 0, going = 0;
     for (int i = 0; i < plan->n_steps; i++) {
         const Step *s = &plan->steps[i];
         Cost c = step_cost(plan, s);
-        copied += c.copied / p->host_rate;
-        bool attention = s->node && s->node->op->expensive;
-        double rate = !attention             ? p->matmul_flops
-                      : s->phase == BACKWARD ? p->attention_backward_flops
-                                             : p->attention_forward_flops;
-        double here = MAX(c.flops / rate, c.bytes / p->memory_rate);
-        seconds += MAX(here, c.sent / p->link_rate);
+        Phase phase = s->phase == WAIT ? s->of : s->phase;
+        double *lane = phase == GATHER || phase == FETCH ? &coming : &going;
+        if (s->phase == WAIT) {
+            now = MAX(now, *lane);
+        } else if (s->node) {
+            now += compute_seconds(p, s, c);
+        } else if (s->waited && p->cuda) {
+            *lane = MAX(*lane, now) + move_seconds(p, c);
+        } else {
+            now += move_seconds(p, c);
+        }
     }
-    return p->cuda ? MAX(seconds, copied) : seconds + copied;
+    return MAX(now, MAX(coming, going));
 }

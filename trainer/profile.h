@@ -33,6 +33,5 @@ void profile_list(char *text, size_t size);
 Profile profile_measure(void);
 
 /* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
- * and what it sends. Copies between host and device run beside them on a GPU, and are added on a
- * CPU. */
+ * and what it sends. On a GPU moves that something waits for run beside them. */
 double profile_seconds(const Profile *p, const Plan *plan);

@@ -1,6 +1,7 @@
 /* Owns the prompts of sampling, from the configuration to embeddings. */
 #define _POSIX_C_SOURCE 200809L
 #include "trainer/prompts.h"
+#include "trainer/device.h"
 
 #include "data/t5.h"
 #include "data/tokenizer.h"
@@ -105,7 +106,7 @@ float *prompts_encode(const Config *c, const DitConfig *model, char *const *text
     int64_t *ids = tokenize(c, texts, n, length);
     char *folder = folder_of(c, "text_encoder", "config.json");
     Error e;
-    T5 *t = t5_open(folder, &e);
+    T5 *t = t5_open(folder, device_backend(c), &e);
     if (!t) die_error(&e);
     if (t->config.width != model->text_dim)
         die("%s: expected embeddings of %lld values, as the transformer takes, found %lld: the two "

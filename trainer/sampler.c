@@ -1,5 +1,6 @@
 /* Owns the denoising loop. */
 #include "trainer/sampler.h"
+#include "trainer/device.h"
 
 #include "trainer/profile.h"
 
@@ -31,7 +32,7 @@ static Learner *plan(const Sampler *s, const Config *c, const ClipSize *size, in
         text_rows[i] = dit->text_length;
     }
     Pack pack = {samples, (const int64_t(*)[3])fhw, text_rows};
-    return learner_plan(s->model, c, &pack, 1, false, available_bytes(c->memory.budget, NULL));
+    return learner_plan(s->model, c, &pack, 1, false, device_available(c));
 }
 
 /* Both halves in one pack, so that weights travel once a step; one after the other where that does
@@ -41,7 +42,7 @@ static void plan_halves(Sampler *s, const Config *c, const ClipSize *size) {
     any.memory.budget = 0; /* too much is no mistake yet */
     s->together = s->halves;
     s->learner = plan(s, &any, size, s->together);
-    if (learner_bytes(s->learner).total <= available_bytes(c->memory.budget, NULL)) return;
+    if (learner_bytes(s->learner).total <= device_available(c)) return;
     learner_close(s->learner);
     s->together = 1;
     s->learner = plan(s, c, size, 1);

@@ -1,5 +1,6 @@
 /* Owns the step from the vae.* keys to the autoencoder's own terms. */
 #include "trainer/tiling.h"
+#include "trainer/device.h"
 
 #include "trainer/profile.h"
 
@@ -18,7 +19,7 @@ VaeJob *config_vae_job(const Config *c, Vae *v, VaeHalfName half, int64_t frames
                        int64_t width, const char *what) {
     Error e;
     VaeTiling tiling = config_tiling(c);
-    int64_t available = available_bytes(c->memory.budget, NULL);
+    int64_t available = device_available(c);
     VaeJob *j = vae_job_open(v, half, frames, height, width, &tiling, available, &e);
     if (!j && c->memory.budget && tiling.choice == VAE_TILE_AUTO)
         config_die(c, "memory.budget", "%s: %s", what, e.text);
@@ -28,7 +29,7 @@ VaeJob *config_vae_job(const Config *c, Vae *v, VaeHalfName half, int64_t frames
         config_die(c, "memory.budget",
                    "the autoencoder needs %.0f MiB for %s%s, and %.0f MiB beside it%s",
                    (double)vae_job_bytes(j) / mib, what, vae_job_tiled(j) ? " in tiles" : "",
-                   (double)CPU_CONTEXT_BYTES / mib,
+                   (double)device_context_bytes(c) / mib,
                    tiling.choice == VAE_TILE_OFF ? "; leave vae.tiling out" : "");
     return j;
 }

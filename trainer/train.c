@@ -1,6 +1,7 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/planner.h"
 #include "trainer/same.h"
 #include "trainer/stop.h"
@@ -16,11 +17,8 @@
 static void check_settings(const Config *c) {
     config_require(c, "model.path", "train");
     config_require(c, "data.path", "train");
-    if (c->train.precision != NUMBERS_AUTO && c->train.precision != NUMBERS_F32)
-        config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
     if (c->train.validate_every && !c->data.holdout)
         config_die(c, "train.validate_every", "there are no held-out clips; set data.holdout");
-    check_supported(c);
 }
 
 /* Every rank takes rank 0's word. */
@@ -57,7 +55,7 @@ static char *find_start(Train *t, const char *folder) {
 
 static void open_data(Train *t, bool resumed) {
     const Config *c = t->config;
-    const Comm *comm = t->model->comm;
+    int ranks = t->model->data_ranks;
     t->samples = samples_open(c);
     ranks_agree(t->model->comm, "set of samples", t->samples->digest);
     if (resumed && strcmp(t->samples->digest, t->at.dataset))
@@ -66,16 +64,16 @@ static void open_data(Train *t, bool resumed) {
                    "of the data have changed. Give them again as they were, or begin a new run "
                    "with another train.out");
     snprintf(t->at.dataset, sizeof t->at.dataset, "%s", t->samples->digest);
-    t->at.global_batch = c->train.batch * c->train.accumulate * comm->size;
-    if (t->at.global_batch > t->samples->n_train && comm->size > t->samples->n_train)
-        config_die(c, "data.path", "%d samples are fewer than the %d ranks", t->samples->n_train,
-                   comm->size);
+    t->at.global_batch = c->train.batch * c->train.accumulate * ranks;
+    if (t->at.global_batch > t->samples->n_train && ranks > t->samples->n_train)
+        config_die(c, "data.path", "%d samples are fewer than the %d ranks that take one each",
+                   t->samples->n_train, ranks);
 }
 
 static void open_work(Train *t) {
     const Config *c = t->config;
     Pack pack = samples_pack(t->samples, (int)c->train.batch);
-    int64_t available = available_bytes(c->memory.budget, NULL);
+    int64_t available = device_available(c);
     t->learner = learner_plan(t->model, c, &pack, 1, true, available);
     available -= learner_bytes(t->learner).total;
     t->holdout = holdout_open(t, available + learner_bytes(t->learner).resident);
@@ -274,7 +272,8 @@ static void begin(Train *t, const char *from) {
     t->saver = saver_open(c, m, t->run.path);
     if (first && !run_folder_begin(&t->run, c, t->at.step, &e)) die_error(&e);
     if (first) report_start(t, from != NULL);
-    t->loader = loader_open(t->samples, c, &m->schedule, m->comm, t->at.samples, t->at.step);
+    t->loader = loader_open(t->samples, c, &m->schedule, m->data_rank, m->data_ranks, t->at.samples,
+                            t->at.step);
     if (first)
         t->progress =
             progress_open("training", "steps", (double)t->at.step, (double)c->train.steps);

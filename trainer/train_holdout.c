@@ -57,20 +57,22 @@ static bool loss_of(Train *t, int sample, int64_t timestep, double *loss, Error 
     return true;
 }
 
-/* Ranks take turns; every rank runs as often as every other, for the weights may be sharded. */
+/* Data-parallel ranks take turns; every rank runs as often as every other, for the weights may be
+ * sharded. */
 bool holdout_loss(Train *t, double *loss, Error *e) {
     Comm *comm = t->model->comm;
     int64_t jobs = t->samples->n_holdout * (int64_t)COUNT(TIMESTEPS);
-    int64_t rounds = (jobs + comm->size - 1) / comm->size;
+    int64_t ranks = t->model->data_ranks, sharing = t->model->sequence->size;
+    int64_t rounds = (jobs + ranks - 1) / ranks;
     double *all = xcalloc((size_t)comm->size, sizeof *all), sum = 0;
     bool ok = true;
     for (int64_t i = 0; ok && i < rounds; i++) {
-        int64_t job = (i * comm->size + comm->rank) % jobs;
+        int64_t job = (i * ranks + t->model->data_rank) % jobs;
         double mine = 0;
         ok = loss_of(t, (int)(job / (int64_t)COUNT(TIMESTEPS)),
                      TIMESTEPS[job % (int64_t)COUNT(TIMESTEPS)], &mine, e);
         comm->all_gather(comm, t->model->stream, DT_F64, 1, &mine, all);
-        for (int r = 0; r < comm->size && i * comm->size + r < jobs; r++) sum += all[r];
+        for (int64_t r = 0; r < ranks && i * ranks + r < jobs; r++) sum += all[r * sharing];
     }
     *loss = sum / (double)jobs;
     free(all);

@@ -7,6 +7,7 @@
 #include "kernels/random.h"
 #include "trainer/bench.h"
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/native.h"
 
@@ -60,7 +61,7 @@ static void run_bench(StepBench *b, const NativePack *native) {
     if (whole) {
         BenchRow *row = bench_row(bench, training_name(b->model));
         row->cost = plan_cost(run->plan, -1);
-        row->rows = io->tables.rows.cu[samples];
+        row->rows = io->tables.whole.cu[samples];
         row->peak_bytes = learner_bytes(b->learner).total + CPU_CONTEXT_BYTES;
         for (int i = 0; i < bench->repeat; i++) row->seconds[i] = train_once(b, &micro, i + 2);
     }
@@ -82,8 +83,7 @@ static void bench_step(Bench *bench, Config *c) {
     StepBench b = {.bench = bench, .config = c};
     b.model = model_open(c, model_training(c), MODEL_RANDOM, false);
     NativePack native = native_pack(c, &b.model->dit->config);
-    b.learner =
-        learner_plan(b.model, c, &native.pack, 1, true, available_bytes(c->memory.budget, NULL));
+    b.learner = learner_plan(b.model, c, &native.pack, 1, true, device_available(c));
     learner_bind(b.learner, false);
     run_bench(&b, &native);
     learner_close(b.learner);
@@ -94,7 +94,6 @@ static void bench_step(Bench *bench, Config *c) {
 int verb_bench(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "bench");
-    check_supported(c);
     BenchChoice what = c->bench.what;
     if (what == BENCH_IO) config_require(c, "data.path", "bench.what=io");
     Bench b = bench_open(c);

@@ -47,6 +47,13 @@ static const char *activations_home(const Report *r) {
     return r->learner->shaped[0].plan->host_bytes ? "host" : "device";
 }
 
+static bool prefetches(const Report *r) {
+    const Plan *p = r->learner->shaped[0].plan;
+    for (int i = 0; i < p->n_steps; i++)
+        if (p->steps[i].phase == WAIT) return true;
+    return false;
+}
+
 /* "block in 12 of 42 blocks, selective in the others" */
 static char *recompute_text(RecomputeChoice choice, int64_t hard, int64_t layers) {
     return hard == layers || choice == MEMORY_RECOMPUTE_NONE
@@ -97,9 +104,10 @@ static void print_next(const Report *r) {
     const MemoryChoice *m = &r->planning.tried[r->planning.next];
     char *recompute = recompute_text(m->recompute, m->hard_blocks, r->model->dit->config.layers);
     printf("next      %.4g s and %.3f GiB: recompute %s; base weights: %s, optimizer: %s, "
-           "activations: %s\n",
+           "activations: %s%s\n",
            m->seconds, (double)(m->bytes.total + r->profile.context_bytes) / (1 << 30), recompute,
-           PLACES[m->base], PLACES[m->optimizer], PLACES[m->activations]);
+           PLACES[m->base], PLACES[m->optimizer], PLACES[m->activations],
+           m->prefetch == PREFETCH_ON ? ", ahead" : "");
     free(recompute);
 }
 
@@ -127,15 +135,17 @@ static void print_table(const Report *r) {
            r->model->training == TRAIN_FULL ? "full" : "lora");
     printf("pack      %d x %lld frames of %lld x %lld pixels: %lld rows (%lld text, %lld video)\n",
            n, (long long)r->native.frames, (long long)r->native.height, (long long)r->native.width,
-           (long long)t->rows.cu[n], (long long)t->text.cu[n], (long long)t->video.cu[n]);
+           (long long)t->whole.cu[n], (long long)(t->whole.cu[n] - t->video_runs.cu[n]),
+           (long long)t->video_runs.cu[n]);
     printf("device    %s: %.3g TFLOP/s products, %.3g attention, %.3g GB/s\n", r->profile.name,
            r->profile.matmul_flops / 1e12, r->profile.attention_forward_flops / 1e12,
            r->profile.memory_rate / 1e9);
     int64_t layers = c->layers;
     char *recompute = recompute_text(r->learner->recompute, r->learner->hard_blocks, layers);
     printf("chosen    recompute %s\n", recompute);
-    printf("          base weights at %s, optimizer at %s, activations at %s; computes in %s\n",
-           home_of(r, false), home_of(r, true), activations_home(r), dtype_name(r->model->compute));
+    printf("          base weights at %s, optimizer at %s, activations at %s; computes in %s%s\n",
+           home_of(r, false), home_of(r, true), activations_home(r), dtype_name(r->model->compute),
+           prefetches(r) ? "; moves set out a block ahead" : "");
     free(recompute);
     printf("device memory\n");
     print_bytes("activations, gradients", r->bytes.arena, "the arena");
@@ -169,11 +179,12 @@ static void print_table(const Report *r) {
 
 static void print_json(const Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
-    json_t *choices = json_pack(
-        "{s:s, s:I, s:s, s:s, s:s, s:s, s:s}", "recompute", recompute_name(r->learner->recompute),
-        "recomputed_blocks", (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false),
-        "optimizer_home", home_of(r, true), "activations_home", activations_home(r), "compute",
-        dtype_name(r->model->compute), "device", r->profile.name);
+    json_t *choices = json_pack("{s:s, s:I, s:s, s:s, s:s, s:b, s:s, s:s}", "recompute",
+                                recompute_name(r->learner->recompute), "recomputed_blocks",
+                                (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false),
+                                "optimizer_home", home_of(r, true), "activations_home",
+                                activations_home(r), "prefetch", prefetches(r), "compute",
+                                dtype_name(r->model->compute), "device", r->profile.name);
     json_t *j = json_pack(
         "{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, s:i, s:o}",
@@ -186,7 +197,7 @@ static void print_json(const Report *r) {
         "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
         "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
         (json_int_t)r->profile.context_bytes, "rows",
-        (json_int_t)r->learner->shaped[0].io.tables.rows.cu[r->native.pack.samples], "steps",
+        (json_int_t)r->learner->shaped[0].io.tables.whole.cu[r->native.pack.samples], "steps",
         plan->n_steps, "choices", choices);
     CHECK(j, "plan: JSON");
     json_dumpf(j, stdout, JSON_INDENT(2));
@@ -197,7 +208,6 @@ static void print_json(const Report *r) {
 int verb_plan(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "plan");
-    check_supported(c);
     Report r = {.config = c, .profile = pick_profile(c)};
     int64_t available = available_bytes(c->memory.budget, &r.profile);
     r.planning = planner_try(c, model_training(c), &r.profile, r.profile.cuda, available);

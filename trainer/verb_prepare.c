@@ -10,7 +10,6 @@ int verb_prepare(const Call *call) {
     if (!call->verify || !c->data.cache) config_require(c, "data.path", "prepare");
     if (call->verify) return prepare_verify(c);
     config_require(c, "model.path", "prepare");
-    check_supported(c);
     if (!prepare_run(c, &e)) die_error(&e);
     return 0;
 }

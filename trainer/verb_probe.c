@@ -3,6 +3,7 @@
 #include "data/nearest.h"
 #include "trainer/call_files.h"
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/probe_text.h"
 #include "trainer/probe_vae.h"
@@ -254,22 +255,27 @@ static void diffuse_step(Probe *p, int64_t k) {
 
 /* Predictions of the ranks' parts of micro-step i. */
 static void keep_prediction(Probe *p, int i) {
-    Comm *comm = p->model->comm;
+    const Model *m = p->model;
+    Comm *comm = m->comm;
     int64_t part = p->samples * (p->count / p->in->batch);
-    float *all = p->prediction + i * comm->size * part, *mine = all + comm->rank * part;
+    float *all = xcalloc((size_t)(comm->size * part), sizeof *all), *mine = all + comm->rank * part;
     learner_prediction(p->learner, 0, mine);
-    comm->all_gather(comm, p->model->stream, DT_F32, part, mine, all);
+    comm->all_gather(comm, m->stream, DT_F32, part, mine, all);
+    for (int r = 0; r < m->data_ranks; r++)
+        memcpy(p->prediction + (i * m->data_ranks + r) * part, all + r * m->sequence->size * part,
+               (size_t)part * sizeof *all);
+    free(all);
 }
 
 /* Returns the loss of the step. */
 static double run_step(Probe *p, int64_t k) {
     const Inputs *in = p->in;
-    const Comm *comm = p->model->comm;
+    const Model *m = p->model;
     int64_t each = p->count / in->batch, text = in->text_rows * in->text_dim;
     double loss = 0;
     diffuse_step(p, k);
     for (int i = 0; i < p->micros; i++) {
-        int64_t first = (i * comm->size + comm->rank) * p->samples;
+        int64_t first = (i * m->data_ranks + m->data_rank) * p->samples;
         uint32_t *ordinals = xcalloc((size_t)p->samples, sizeof *ordinals);
         for (int64_t b = 0; b < p->samples; b++)
             ordinals[b] = (uint32_t)(k * in->batch + first + b);
@@ -336,12 +342,6 @@ static Training training_of(const Config *c, const Inputs *in) {
     return asked ? TRAIN_LORA : TRAIN_NOTHING;
 }
 
-static void check_settings(const Config *c) {
-    if (c->train.precision != NUMBERS_AUTO && c->train.precision != NUMBERS_F32)
-        config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
-    check_supported(c);
-}
-
 /* The pack of one part. The caller frees its arrays. */
 static Pack part_pack(const Probe *p) {
     int64_t(*fhw)[3] = xcalloc((size_t)p->samples, sizeof *fhw);
@@ -354,11 +354,11 @@ static Pack part_pack(const Probe *p) {
 }
 
 static void cut_batch(Probe *p) {
-    int64_t parts = p->config->train.accumulate * p->model->comm->size;
+    int64_t parts = p->config->train.accumulate * p->model->data_ranks;
     if (p->in->batch % parts)
         config_die(p->config, "train.accumulate",
                    "%lld samples cannot be cut into %d micro-steps of %d ranks",
-                   (long long)p->in->batch, (int)p->config->train.accumulate, p->model->comm->size);
+                   (long long)p->in->batch, (int)p->config->train.accumulate, p->model->data_ranks);
     p->samples = p->in->batch / parts;
     p->micros = (int)p->config->train.accumulate;
 }
@@ -371,8 +371,7 @@ static void run_probe(Config *c, const Inputs *in) {
         die("%s: latents: missing; gradients need latents and noise", in->path);
     cut_batch(&p);
     Pack pack = part_pack(&p);
-    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL,
-                             available_bytes(c->memory.budget, NULL));
+    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL, device_available(c));
     learner_bind(p.learner, false);
     p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
     p.target = xcalloc((size_t)p.count, sizeof *p.target);
@@ -399,7 +398,6 @@ int verb_probe(const Call *call) {
     config_require(c, "model.path", "probe");
     if (!c->probe.captions) config_require(c, "probe.inputs", "probe");
     config_require(c, "probe.out", "probe");
-    check_settings(c);
     check_writable(c, "probe.out", c->probe.out);
     if (c->probe.inputs) check_names(c->probe.inputs);
     if (probe_text(c) || probe_vae(c)) return 0;

@@ -277,7 +277,6 @@ int verb_sample(const Call *call) {
     const Config *c = call->config;
     Sampling s = {.config = c};
     config_require(c, "model.path", "sample");
-    check_supported(c);
     stop_catch();
     prepare(&s);
     encode_inputs(&s);

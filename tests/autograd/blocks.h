@@ -19,6 +19,7 @@ typedef struct {
     const DType *files;  /* [3] forms of the base's sources, in turn; NULL: DT_REAL */
     bool host_trained;   /* masters, gradients and moments rest in host memory */
     bool stash;          /* activations are parked there */
+    bool prefetch, late; /* moves run beside the steps; and happen as late as they may */
     real dropout;        /* before the adapters */
     const int64_t *rows; /* a BlocksRows; NULL: BLOCKS_ROWS */
 } BlocksKind;
@@ -227,4 +228,5 @@ static inline void blocks_plan(const Blocks *b, Scene *s, const Recompute *polic
     plan_recompute(s->plan, policy, N_BLOCKS);
     plan_homes(s->plan, accumulate);
     if (b->kind.stash) plan_stash(s->plan);
+    if (b->kind.prefetch) plan_prefetch(s->plan);
 }

@@ -61,7 +61,7 @@ static inline Segments scene_segments(Scene *s, const int64_t *length) {
     while (length[n]) n++;
     int64_t *cu = graph_alloc(s->graph, (size_t)(n + 1) * sizeof *cu);
     for (int i = 0; i < n; i++) cu[i + 1] = cu[i] + length[i];
-    return (Segments){n, cu};
+    return (Segments){.n = n, .cu = cu};
 }
 
 static inline void scene_place(Scene *s) {

@@ -230,8 +230,10 @@ static Tensor *add_axes(Scene *s, const Case *c) {
         table[i] = graph_const(s->graph, "table", SHAPE(COUNTS[i], WIDTHS[i]), DT_REAL, values);
         BACKEND_CPU.release(values);
     }
-    return op_add_axes(s->graph, one_input(s, c), (LatentSizes){3, GRID}, table[0], table[1],
-                       table[2]);
+    int64_t rows[4] = {0};
+    for (int b = 0; b < 3; b++) rows[b] = GRID[b][0] * GRID[b][1] * GRID[b][2];
+    return op_add_axes(s->graph, one_input(s, c), (LatentSizes){3, GRID}, scene_segments(s, rows),
+                       table[0], table[1], table[2]);
 }
 
 /* clang-format off */

@@ -147,6 +147,7 @@ static Result run_blocks(BlocksKind kind, const Recompute *policy, int times) {
     blocks_plan(&b, &s, policy, 1);
     scene_place(&s);
     check_plan(s.plan);
+    s.run->late = kind.late;
     int allocations = s.memory.allocations;
     for (int i = 0; i < times; i++) scene_run(&s);
     assert_int_equal(s.memory.allocations, allocations);
@@ -306,6 +307,62 @@ static void host_homes_keep_the_bits(void **state) {
             }
         free(want.x);
     }
+}
+
+/* Whether what moves beside the steps comes and goes as early or as late as it may: the same bits.
+ */
+static void moves_beside_the_steps_keep_the_bits(void **state) {
+    (void)state;
+    const Recompute *policies[] = {NONE, POLICIES[0], POLICIES[1]};
+    for (size_t k = 0; k < COUNT(KINDS); k++) {
+        Result want = run_blocks(KINDS[k], NONE, 1);
+        for (int how = 0; how < 8 * 2; how++)
+            for (int i = 0; i < 3; i++) {
+                BlocksKind kind = KINDS[k];
+                kind.home = how & 1 ? HOME_HOST : HOME_FILE;
+                kind.host_trained = how & 2;
+                kind.stash = how & 4;
+                kind.late = how & 8;
+                kind.prefetch = true;
+                expect_result("beside the steps", run_blocks(kind, policies[i], 2), want);
+            }
+        free(want.x);
+    }
+}
+
+/* Every move is waited for once; what comes sets out while the segment before is at work, and is
+ * waited for before its first use. */
+static void moves_set_out_a_segment_ahead(void **state) {
+    (void)state;
+    BlocksKind kind = {.home = HOME_FILE, .full = true, .host_trained = true, .stash = true};
+    kind.prefetch = true;
+    Blocks b = blocks_open(kind);
+    Scene s = scene_open(31, b.params);
+    blocks_plan(&b, &s, POLICIES[0], 1);
+    const Plan *p = s.plan;
+    int ahead = 0, moves = 0;
+    for (int i = 0; i < p->n_steps; i++) {
+        const Step *m = &p->steps[i];
+        if (m->node || m->phase == WAIT) continue;
+        int j = i + 1, segments = 0, segment = -1;
+        for (; j < p->n_steps; j++) {
+            const Step *w = &p->steps[j];
+            if (w->phase == WAIT && w->of == m->phase && w->bucket == m->bucket &&
+                w->parked == m->parked)
+                break;
+            if (!w->node || w->node->segment == segment) continue;
+            segments++;
+            segment = w->node->segment;
+        }
+        if (j == p->n_steps) fail_msg("nobody waits for move %d", i);
+        assert_true(m->waited);
+        moves++;
+        ahead += segments > 0;
+    }
+    assert_int_equal(moves, count_steps(p, WAIT));
+    assert_true(ahead >= moves - 4); /* what the first segment needs cannot set out before */
+    scene_close(&s);
+    blocks_close(&b);
 }
 
 /* Every value that crosses into the backward half is parked once and comes back once, and is not
@@ -569,6 +626,8 @@ int main(void) {
         cmocka_unit_test(accumulation_is_a_sum_in_order),
         cmocka_unit_test(gathered_weights_keep_the_bits),
         cmocka_unit_test(host_homes_keep_the_bits),
+        cmocka_unit_test(moves_beside_the_steps_keep_the_bits),
+        cmocka_unit_test(moves_set_out_a_segment_ahead),
         cmocka_unit_test(what_crosses_is_parked),
         cmocka_unit_test(gathers_come_where_needed),
         cmocka_unit_test(sealed_memory_aborts),

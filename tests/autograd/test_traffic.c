@@ -56,11 +56,18 @@ static void note_reduce_scatter(Comm *c, Stream *s, int64_t count, real *all, re
     plain.reduce_scatter(c, s, count, all, mine);
 }
 
+static void note_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const void *from,
+                            void *to) {
+    note(COMM_ALL_TO_ALL, type, count);
+    plain.all_to_all(c, s, type, count, from, to);
+}
+
 static Comm *noting_comm(int rank, int size) {
     Comm *c = comm_recording(rank, size);
     plain = *c;
     c->all_gather = note_all_gather;
     c->reduce_scatter = note_reduce_scatter;
+    c->all_to_all = note_all_to_all;
     return c;
 }
 
@@ -262,16 +269,96 @@ static void published_model_on_many_ranks(void **state) {
         }
 }
 
-/* Block r of n goes to rank r: all but one leave. */
-static void all_to_all_volume(void **state) {
+/* ---- sequence parallelism ---------------------------------------------------------------------
+ */
+
+/* Rows that a message has room for: the longest rank's parts of the runs of `rows`. */
+static double longest(const int64_t rows[2], int n) {
+    return (double)((rows[0] + n - 1) / n + (rows[1] + n - 1) / n);
+}
+
+/* What a rank of n that share a sample sends in the micro-step of a model of L blocks, whose width
+ * is D: to heads q, k, v, back from them what attention gives, the same for their gradients, and
+ * its own rows of the prediction, P wide. */
+static double sequence_bytes(const Model *m, const NativePack *native, int n) {
+    const DitConfig *c = &m->dit->config;
+    const int64_t *s = native->pack.fhw[0];
+    int64_t video = dit_video_rows(c, s[0], s[1], s[2]);
+    int64_t rows[2] = {native->pack.text_rows[0], video}, none[2] = {0, video};
+    double slim = (double)(c->width / n), patch = (double)linear_out(&m->dit->proj_out);
+    double exchanged = 2 * 4 * (double)c->layers * longest(rows, n) * slim;
+    return (n - 1) * (exchanged + longest(none, n) * patch) * (double)dtype_size(m->compute);
+}
+
+/* The published model: volume of all groups' sizes, and the same messages on every rank. */
+static void groups_that_share_rows(void **state) {
     (void)state;
-    enum { ROWS = 96, WIDTH = 64 };
-    for (int world = 1; world <= 64; world *= 2) {
-        Comm *c = comm_recording(0, world);
-        int64_t block = (int64_t)ROWS * WIDTH / world;
-        c->all_to_all(c, NULL, DT_F32, block, NULL, NULL);
-        assert_int_equal(c->sent_bytes[COMM_ALL_TO_ALL], 4LL * ROWS * WIDTH / world * (world - 1));
-        comm_close(c);
+    static const int SIZES[] = {1, 2, 3, 4, 6, 8, 16, 24, 48};
+    for (size_t i = 0; i < COUNT(SIZES); i++) {
+        Config *c = published_config("5b");
+        char *n = xprintf("%d", SIZES[i]);
+        set(c, "method", "full");
+        set(c, "plan.world", n);
+        set(c, "ranks.sequence", n);
+        set(c, "memory.recompute", "none");
+        double first = 0;
+        for (int rank = 0; rank < SIZES[i]; rank += MAX(1, SIZES[i] / 3)) {
+            Model *m = model_open(c, TRAIN_FULL, MODEL_SHAPES, true);
+            m->sequence->rank = rank;
+            NativePack native = native_pack(c, &m->dit->config);
+            Learner *l = learner_plan(m, c, &native.pack, 1, true, INT64_MAX);
+            const Plan *p = l->shaped[0].plan;
+            double sent = plan_cost(p, -1).sent - plan_cost(p, REDUCE).sent;
+            double want = sequence_bytes(m, &native, SIZES[i]);
+            if (sent != want)
+                fail_msg("rank %d of %d: sends %.0f, expected %.0f", rank, SIZES[i], sent, want);
+            assert_true(rank == 0 || sent == first);
+            first = sent;
+            learner_close(l);
+            model_close(m);
+            native_pack_free(&native);
+        }
+        config_free(c);
+        free(n);
+    }
+}
+
+/* Two ranks to a sample in worlds of up to 64: what the groups count is what the plan says, and all
+ * ranks ask both groups for the same in the same order. */
+static void groups_run_what_is_planned(void **state) {
+    (void)state;
+    static const int SIZES[] = {2, 6, 64};
+    Case k = {"5b", "full", false};
+    for (size_t i = 0; i < COUNT(SIZES); i++) {
+        Calls first, other;
+        for (int rank = 0; rank < SIZES[i]; rank++) {
+            Calls *s = rank ? &other : &first;
+            *s = (Calls){0};
+            calls_here = s;
+            Config *c = config_for(&k, SIZES[i], 3);
+            set(c, "ranks.sequence", "2");
+            Model *m = model_of(c, rank, SIZES[i]);
+            comm_close(m->sequence);
+            m->sequence = noting_comm(rank % 2, 2);
+            NativePack native = native_pack(c, &m->dit->config);
+            Learner *l = learner_plan(m, c, &native.pack, 1, true, INT64_MAX);
+            params_allocate(m->params, &m->memory);
+            learner_bind(l, false);
+            run_step(l, c, &native);
+            double planned = sequence_bytes(m, &native, 2);
+            expect_bytes(&k, SIZES[i], 3, "among ranks that share rows", sent(m->sequence),
+                         planned);
+            expect_bytes(&k, SIZES[i], 3, "the same in the plan",
+                         plan_cost(l->shaped[0].plan, -1).sent -
+                             plan_cost(l->shaped[0].plan, GATHER).sent -
+                             plan_cost(l->shaped[0].plan, REDUCE).sent,
+                         planned);
+            if (rank) expect_same_schedule(&first, &other, rank);
+            learner_close(l);
+            model_close(m);
+            native_pack_free(&native);
+            config_free(c);
+        }
     }
 }
 
@@ -279,7 +366,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_send_what_the_formulas_say),
         cmocka_unit_test(published_model_on_many_ranks),
-        cmocka_unit_test(all_to_all_volume),
+        cmocka_unit_test(groups_that_share_rows),
+        cmocka_unit_test(groups_run_what_is_planned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

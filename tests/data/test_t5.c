@@ -14,7 +14,7 @@
 
 static T5 *open_t5(const char *folder) {
     Error e;
-    T5 *t = t5_open(folder, &e);
+    T5 *t = t5_open(folder, &BACKEND_CPU, &e);
     if (!t) fail_msg("%s", e.text);
     t->poison = true;
     return t;
@@ -255,7 +255,7 @@ static void the_table_may_have_either_name(void **state) {
 static void expect_refused(Change change, const char *word) {
     char *folder = copy_folder(&change);
     Error e = {0};
-    T5 *t = t5_open(folder, &e);
+    T5 *t = t5_open(folder, &BACKEND_CPU, &e);
     if (t || e.exit_code != EXIT_USER || !strstr(e.text, word))
         fail_msg("expected an error about %s, got \"%s\"", word, e.text);
     scratch_remove(folder);
@@ -283,7 +283,7 @@ static void bad_folders_are_refused(void **state) {
         (Change){.config = "\"model_type\": \"t5\"", .value = "\"model_type\": \"umt5\""}, "umt5");
     expect_refused((Change){.config = "float32", .value = "float8"}, "float8");
     Error e;
-    assert_null(t5_open("/nowhere", &e));
+    assert_null(t5_open("/nowhere", &BACKEND_CPU, &e));
 }
 
 static void the_feed_forward_may_be_named_by_one_key(void **state) {

@@ -115,7 +115,7 @@ static void one_caption_stays_under_a_gibibyte_and_a_half(void **state) {
     float *out = xcalloc(L * WIDTH, sizeof *out);
     Error e;
     double start = now_seconds();
-    T5 *t = t5_open(folder, &e);
+    T5 *t = t5_open(folder, &BACKEND_CPU, &e);
     if (!t) fail_msg("%s", e.text);
     double opened = now_seconds() - start;
     for (int i = 0; i < L * WIDTH; i++) out[i] = 1;

@@ -49,7 +49,7 @@ static bool left_out(const char *name) {
 static Vae *open_vae(const char *name) {
     char *folder = golden_find(name);
     Error e;
-    Vae *v = vae_open(folder, &e);
+    Vae *v = vae_open(folder, (Device){&BACKEND_CPU, DT_REAL}, &e);
     if (!v) fail_msg("%s", e.text);
     v->poison = true;
     free(folder);
@@ -277,7 +277,7 @@ static Vae *middling(void) {
                   .sample_height = 96,
                   .sample_width = 96,
                   .scaling_factor = 1};
-    Vae *v = vae_open_random(&m);
+    Vae *v = vae_open_random(&m, (Device){&BACKEND_CPU, DT_REAL});
     v->poison = true;
     return v;
 }

@@ -405,23 +405,27 @@ static void join_and_split(void **state) {
     release(3, text, video, y);
 }
 
-static void gather_and_scatter(void **state) {
-    static const int32_t index[] = {4, 0, 2};
+static void gather_and_scatter_in(Stream *s, const int32_t index[3]) {
     enum { N = 3, ROWS = 6, WIDTH = 21 };
     real *x = numbers(ROWS * WIDTH, 1), *y = output(N * WIDTH, 0, 2);
-    BACKEND_CPU.gather_rows(*state, DT_REAL, N, WIDTH, index, x, y);
+    BACKEND_CPU.gather_rows(s, DT_REAL, N, WIDTH, index, x, y);
     for (int i = 0; i < N * WIDTH; i++)
         assert_true(y[i] == x[index[i / WIDTH] * WIDTH + i % WIDTH]);
     for (int keep = 0; keep < 2; keep++) {
         real *dx = output(ROWS * WIDTH, (real)keep, 1);
-        BACKEND_CPU.scatter_rows(*state, DT_REAL, N, ROWS, WIDTH, index, y, (real)keep, dx);
+        BACKEND_CPU.scatter_rows(s, DT_REAL, N, ROWS, WIDTH, index, y, (real)keep, dx);
         for (int i = 0; i < ROWS * WIDTH; i++) {
-            int row = i / WIDTH, named = row == 4 || row == 0 || row == 2;
+            int row = i / WIDTH, named = row == index[0] || row == index[1] || row == index[2];
             assert_true(dx[i] == (named + keep) * x[i]);
         }
         release(1, dx);
     }
     release(2, x, y);
+}
+
+static void gather_and_scatter(void **state) {
+    static const int32_t orders[2][3] = {{4, 0, 2}, {1, 2, 4}};
+    for (int i = 0; i < 2; i++) gather_and_scatter_in(*state, orders[i]);
 }
 
 static void patches_there_and_back(void **state) {
@@ -461,7 +465,7 @@ static void add_axes_adds_three_tables(void **state) {
     real *x = numbers(N, 1), *y = output(N, 0, 2);
     real *tf = numbers(F * DF, 3), *tw = numbers(W * DW, 4), *th = numbers(H * DH, 5);
     const int64_t size[] = {F, H, W}, widths[] = {DF, DW, DH};
-    BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, x, y);
+    BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, 0, F * H * W, x, y);
     for (int i = 0; i < N; i++) {
         int j = i % D, w = i / D % W, h = i / D / W % H, f = i / D / W / H;
         real add = j < DF        ? tf[f * DF + j]
@@ -469,7 +473,11 @@ static void add_axes_adds_three_tables(void **state) {
                                  : th[h * DH + j - DF - DW];
         assert_true(y[i] == x[i] + add);
     }
-    BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, x, x);
+    real *part = output(N, 0, 6);
+    BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, 7, 30, x + 7 * D, part);
+    expect_same("rows 7 to 36", part, y + 7 * D, 30 * D * sizeof *y);
+    release(1, part);
+    BACKEND_CPU.add_axes(*state, DT_REAL, size, widths, tf, tw, th, 0, F * H * W, x, x);
     expect_same("add_axes in place", x, y, N * sizeof *y);
     release(5, x, y, tf, tw, th);
 }

@@ -104,7 +104,15 @@ static void dropout_zeroes_what_was_drawn(void **state) {
     enum { WIDTH = 700, ROWS = 30, SIZE = ROWS * WIDTH };
     const int64_t cu[] = {0, 7, ROWS};
     const uint32_t ordinals[] = {11, 5};
-    Dropout d = {DT_REAL, WIDTH, 2, cu, ordinals, (real)0.3, 9, 4, PURPOSE_DROPOUT + 2};
+    Dropout d = {.t = DT_REAL,
+                 .width = WIDTH,
+                 .segments = 2,
+                 .cu_rows = cu,
+                 .ordinals = ordinals,
+                 .p = (real)0.3,
+                 .seed = 9,
+                 .step = 4,
+                 .purpose = PURPOSE_DROPOUT + 2};
     uint32_t threshold = (uint32_t)((double)d.p * 65536 + 0.5), bits[SIZE / 2 + 1];
     for (int keep = 0; keep < 2; keep++) {
         real *x = numbers(SIZE, 1), *y = output(SIZE, (real)keep, 2), *old = copy_of(y, SIZE);
@@ -123,6 +131,34 @@ static void dropout_zeroes_what_was_drawn(void **state) {
     }
 }
 
+/* What a part of a sample's rows draws is what the whole draws there, also at odd elements. */
+static void dropout_of_parts_is_that_of_the_whole(void **state) {
+    (void)state;
+    enum { WIDTH = 701, ROWS = 30, SIZE = ROWS * WIDTH };
+    const int64_t whole[] = {0, 13, ROWS}, parts[] = {0, 9, 14}, first[] = {4, 2};
+    const int32_t sample[] = {0, 1};
+    const uint32_t ordinals[] = {11, 5};
+    real *x = numbers(SIZE, 1), *y = output(SIZE, 0, 2), *part = output(14 * WIDTH, 0, 3);
+    Dropout d = {.t = DT_REAL,
+                 .width = WIDTH,
+                 .segments = 2,
+                 .cu_rows = whole,
+                 .ordinals = ordinals,
+                 .p = (real)0.3,
+                 .seed = 9};
+    BACKEND_CPU.dropout(NULL, &d, x, 0, y);
+    real *mine = output(14 * WIDTH, 0, 4);
+    memcpy(mine, x + 4 * WIDTH, 9 * WIDTH * sizeof *x);
+    memcpy(mine + 9 * WIDTH, x + (13 + 2) * WIDTH, 5 * WIDTH * sizeof *x);
+    d.cu_rows = parts;
+    d.first = first;
+    d.sample = sample;
+    BACKEND_CPU.dropout(NULL, &d, mine, 0, part);
+    expect_same("first part", part, y + 4 * WIDTH, 9 * WIDTH * sizeof *y);
+    expect_same("second part", part + 9 * WIDTH, y + 15 * WIDTH, 5 * WIDTH * sizeof *y);
+    release(4, x, y, part, mine);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(philox_known_answers),
@@ -131,6 +167,7 @@ int main(void) {
         cmocka_unit_test(normals_are_normal),
         cmocka_unit_test(uniforms_lie_within_the_interval),
         cmocka_unit_test(dropout_zeroes_what_was_drawn),
+        cmocka_unit_test(dropout_of_parts_is_that_of_the_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

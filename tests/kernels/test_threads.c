@@ -200,7 +200,15 @@ static void run_pointwise(Stream *s, Run *r, int64_t rows) {
     BACKEND_CPU.silu(s, DT_REAL, n, r->x, row_output(r, n));
     BACKEND_CPU.geglu(s, DT_REAL, n, r->x, r->dy, row_output(r, n));
     BACKEND_CPU.silu_grad(s, DT_REAL, n, r->x, r->dy, 0, row_output(r, n));
-    Dropout d = {DT_REAL, WIDTH, (int)(rows / ROWS), cu, ordinals, (real)0.2, 1, 2, 3};
+    Dropout d = {.t = DT_REAL,
+                 .width = WIDTH,
+                 .segments = (int)(rows / ROWS),
+                 .cu_rows = cu,
+                 .ordinals = ordinals,
+                 .p = (real)0.2,
+                 .seed = 1,
+                 .step = 2,
+                 .purpose = 3};
     BACKEND_CPU.dropout(s, &d, r->x, 0, row_output(r, n));
     real *losses = next_output(r, 1 + SAMPLES);
     BACKEND_CPU.mse(s, DT_REAL, (int)(rows / ROWS), ends, r->x, r->dy, losses, losses + 1);

@@ -28,6 +28,7 @@ typedef struct {
     const Variant *variant;
     Method method;
     const char *recompute, *home, *optimizer, *activations; /* memory.*; NULL: the usual */
+    bool prefetch;
     int accumulate;                                         /* micro-steps in a step, by the plan */
     int steps;                                              /* optimizer steps */
     int n_packs;                                            /* micro-step i is pack i % n_packs */
@@ -87,6 +88,7 @@ static Config *config_of(const Setting *s) {
     set(c, "memory.base.home", s->home ? s->home : "auto");
     set(c, "memory.optimizer.home", s->optimizer ? s->optimizer : "auto");
     set(c, "memory.activations.home", s->activations ? s->activations : "auto");
+    set(c, "memory.prefetch", s->prefetch ? "on" : "off");
     if (s->method == ADAPTER_DROPOUT) set(c, "lora.dropout", "0.3");
     if (s->method == ADAPTER_EVERYWHERE)
         set(c, "lora.target_modules",
@@ -264,6 +266,9 @@ static void host_homes_keep_the_bits(void **state) {
                 s.activations = where & 4 ? "host" : NULL;
                 s.recompute = where == 7 ? "selective" : NULL;
                 expect_result(&s, "from the host", learn(s), want);
+                s.prefetch = true;
+                expect_result(&s, "from the host, ahead", learn(s), want);
+                s.prefetch = false;
             }
             free(want.x);
         }

@@ -106,11 +106,12 @@ static void describe_budget(FILE *out, size_t i) {
     assert_true(m->bytes.total <= available);
     fprintf(out,
             "%-10s %-4s %-7s world %d zero %d budget %g GiB: recompute %d in %lld blocks, base %s, "
-            "optimizer %s, activations %s; device %lld B, host %lld B, %.3f s, without a limit "
+            "optimizer %s, activations %s%s; device %lld B, host %lld B, %.3f s, without a limit "
             "%.3f s\n",
             BUDGETS[i].variant, BUDGETS[i].method, BUDGETS[i].device, BUDGETS[i].world,
             BUDGETS[i].zero, BUDGETS[i].budget_gib, m->recompute, (long long)m->hard_blocks,
-            HOMES[m->base], HOMES[m->optimizer], HOMES[m->activations], (long long)m->bytes.total,
+            HOMES[m->base], HOMES[m->optimizer], HOMES[m->activations],
+            m->prefetch == PREFETCH_ON ? ", ahead" : "", (long long)m->bytes.total,
             (long long)m->bytes.host, m->seconds, p.unlimited_seconds);
     planner_close(&p);
     config_free(c);

@@ -157,6 +157,10 @@ static void test_sharded_base(void **state) {
     assert_int_equal(probe(3, "base-file", "method=lora"), 0);
     assert_int_equal(probe(3, "base-ranks", "method=lora memory.base.home=ranks ranks.zero=3"), 0);
     assert_int_equal(probe(3, "base-device", "method=lora memory.base.home=device"), 0);
+    assert_int_equal(probe(3, "base-ahead",
+                           "method=lora memory.base.home=ranks ranks.zero=3 memory.prefetch=on"),
+                     0);
+    expect_same_file("base-file", "base-ahead");
     expect_same_file("base-file", "base-ranks");
     expect_same_file("base-file", "base-device");
 }

@@ -183,7 +183,7 @@ static void read_given(int world, int batch, const char *timesteps, Given *g) {
     memset(g, 0xff, sizeof *g);
     for (int rank = 0; rank < world; rank++) {
         Comm comm = {.rank = rank, .size = world};
-        Loader *l = loader_open(s, c, &schedule, &comm, 0, 0);
+        Loader *l = loader_open(s, c, &schedule, comm.rank, comm.size, 0, 0);
         Error e;
         for (int i = 0; i < ROUNDS * GLOBAL / world / batch; i++) {
             const Batch *b = loader_next(l, &e);
