@@ -50,6 +50,15 @@ static void cuda_stream_sync(Stream *s) {
     cuda_check(cudaStreamSynchronize(cuda_queue(s)), "the work on a stream");
 }
 
+static void cuda_stream_after(Stream *s, Stream *other) {
+    cudaEvent_t given;
+    cuda_enter();
+    cuda_check(cudaEventCreateWithFlags(&given, cudaEventDisableTiming), "an event");
+    cuda_check(cudaEventRecord(given, other->queue), "an event");
+    cuda_check(cudaStreamWaitEvent(s->queue, given, 0), "waiting for a stream");
+    cuda_check(cudaEventDestroy(given), "an event"); /* it goes when it has come to pass */
+}
+
 CudaStream cuda_queue(Stream *s) {
     cuda_enter();
     return s ? s->queue : NULL;
@@ -169,6 +178,30 @@ static void cuda_copy(Stream *s, void *to, const void *from, size_t bytes) {
     if (!s) cuda_stream_sync(s);
 }
 
+static void cuda_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *from,
+                           size_t from_pitch, void *to, size_t to_pitch) {
+    if (!rows || !bytes) return;
+    cuda_check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, (size_t)rows,
+                                 cudaMemcpyDeviceToDevice, cuda_queue(s)),
+               "a copy of rows");
+    if (!s) cuda_stream_sync(s);
+}
+
+/* Stage by stage to the scratch memory, and from there widened or rounded. */
+static void cuda_upload_cast(Stream *s, DType from, DType to, int64_t n, const void *host,
+                             void *dst) {
+    int64_t size = (int64_t)dtype_size(from), most = SCRATCH_BYTES / size;
+    if (from == to) {
+        cuda_upload(s, dst, host, (size_t)(n * size));
+        return;
+    }
+    for (int64_t at = 0; at < n; at += most) {
+        int64_t count = MIN(most, n - at);
+        upload_staged(s, s->scratch, (const char *)host + at * size, (size_t)(count * size));
+        cuda_cast(s, from, to, count, s->scratch, (char *)dst + at * (int64_t)dtype_size(to));
+    }
+}
+
 static void cuda_zero(Stream *s, void *p, size_t bytes) {
     if (!bytes) return;
     cuda_check(cudaMemsetAsync(p, 0, bytes, cuda_queue(s)), "zeroing memory");
@@ -184,6 +217,7 @@ static const Backend BACKEND_CUDA = {
     .stream_close = cuda_stream_close,
     .stream_workspace = cuda_stream_workspace,
     .stream_sync = cuda_stream_sync,
+    .stream_after = cuda_stream_after,
     .alloc = cuda_alloc,
     .release = cuda_release,
     .alloc_host = cuda_alloc_host,
@@ -191,8 +225,10 @@ static const Backend BACKEND_CUDA = {
     .upload = cuda_upload,
     .download = cuda_download,
     .copy = cuda_copy,
+    .copy_rows = cuda_copy_rows,
     .zero = cuda_zero,
     .cast = cuda_cast,
+    .upload_cast = cuda_upload_cast,
     .gemm_workspace = cuda_gemm_workspace,
     .gemm = cuda_gemm,
     .column_sum = cuda_column_sum,

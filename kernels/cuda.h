@@ -59,7 +59,8 @@ void cuda_scatter_rows(Stream *s, DType t, int64_t n, int64_t rows, int64_t widt
 void cuda_patchify(Stream *s, const Patch *p, const void *x, real keep, void *rows);
 void cuda_unpatchify(Stream *s, const Patch *p, const void *rows, real keep, void *x);
 void cuda_add_axes(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
-                   const void *tf, const void *tw, const void *th, const void *x, void *y);
+                   const void *tf, const void *tw, const void *th, int64_t first, int64_t rows,
+                   const void *x, void *y);
 int64_t cuda_conv_packed(const Conv *c);
 size_t cuda_conv_workspace(Stream *s, const Conv *c);
 void cuda_conv_pack(Stream *s, const Conv *c, const void *w, void *packed);

@@ -229,7 +229,7 @@ typedef struct Backend {
      * nearest even (from F64 by way of DT_REAL). src may lie at any address, as in a file. */
     void (*cast)(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
 
-    /* The same from host memory, mapped files among it, to the device; it has arrived at return. */
+    /* The same from host memory, mapped files among it, which has been read at return. */
     void (*upload_cast)(Stream *s, DType from, DType to, int64_t n, const void *host, void *dst);
 
     /* Matrix products. */

@@ -15,26 +15,29 @@ typedef struct {
     float scale;
 } Chance;
 
-/* y = keep * y + (drawn ? x * scale : 0) over the n elements of a sample. */
+/* y = keep * y + (drawn ? x * scale : 0) over elements [first, first + n) of a sample, which lie at
+ * x and y. Where V > 1, first is a multiple of GROUP. */
 template <class T, int V>
-__global__ void drop(Chance chance, const uint32_t *ordinal, int64_t n, const T *x, float keep,
-                     T *y) {
-    int64_t group = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (group * GROUP >= n) return;
+__global__ void drop(Chance chance, const uint32_t *ordinal, int64_t first, int64_t n, const T *x,
+                     float keep, T *y) {
+    int64_t group = first / GROUP + (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t at = group * GROUP - first;
+    if (at >= n) return;
     philox4x32_ctr_t counter = {{(uint32_t)group, *ordinal, chance.step, chance.purpose}};
     philox4x32_key_t key = {{chance.key[0], chance.key[1]}};
     philox4x32_ctr_t drawn = philox4x32(counter, key);
 #pragma unroll
     for (int k = 0; k < GROUP; k += V) {
         float v[V];
-        if (group * GROUP + k >= n) return;
-        load<V>(x + group * GROUP + k, v);
+        if (at + k >= n) return;
+        if (at + k < 0) continue;
+        load<V>(x + at + k, v);
 #pragma unroll
         for (int j = 0; j < V; j++) {
             uint32_t half = drawn.v[(k + j) / 2] >> 16 * ((k + j) % 2) & 0xffffu;
             v[j] = half < chance.threshold ? 0 : v[j] * chance.scale;
         }
-        store_kept<V>(y + group * GROUP + k, keep, v);
+        store_kept<V>(y + at + k, keep, v);
     }
 }
 
@@ -46,14 +49,17 @@ void cuda_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y
     for (int b = 0; b < d->segments; b++) {
         int64_t begin = d->cu_rows[b] * d->width, n = d->cu_rows[b + 1] * d->width - begin;
         if (n == 0) continue;
-        CHECK(n <= INT64_C(8) << 32, "dropout: a sample of %lld elements is out of range",
-              (long long)n);
+        int64_t first = d->first ? d->first[b] * d->width : 0;
+        const uint32_t *ordinal = d->ordinals + (d->sample ? d->sample[b] : b);
+        CHECK(first + n <= INT64_C(8) << 32, "dropout: a sample of %lld elements is out of range",
+              (long long)(first + n));
         const char *from = (const char *)x + begin * bytes;
         char *to = (char *)y + begin * bytes;
-        bool wide = packable(d->t, (uintptr_t)from | (uintptr_t)to, n);
+        bool wide = first % GROUP == 0 && packable(d->t, (uintptr_t)from | (uintptr_t)to, n);
         WITH_PACKS(d->t, wide, 1, "dropout", T, V,
-                   LAUNCH((drop<T, V>), blocks_for(n, THREADS * GROUP), THREADS, 0, cuda_queue(s),
-                          chance, d->ordinals + b, n, (const T *)from, keep, (T *)to));
+                   LAUNCH((drop<T, V>), blocks_for(n + first % GROUP, THREADS * GROUP), THREADS, 0,
+                          cuda_queue(s), chance, ordinal, first, n, (const T *)from, keep,
+                          (T *)to));
         cuda_check_launch("dropout");
     }
 }

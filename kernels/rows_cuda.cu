@@ -217,13 +217,15 @@ void cuda_unpatchify(Stream *s, const Patch *p, const void *rows, real keep, voi
 typedef struct {
     int64_t frames, height, width; /* F, H, W */
     int64_t df, dw, dh;
+    int64_t first, rows; /* those of the F*H*W that x and y hold */
 } Axes;
 
 template <class T, int V>
 __global__ void add_tables(Axes a, const T *tf, const T *tw, const T *th, const T *x, T *y) {
     int64_t i = row_of_warp(), columns = a.df + a.dw + a.dh;
-    if (i >= a.frames * a.height * a.width) return;
-    int64_t w = i % a.width, line = i / a.width, h = line % a.height, f = line / a.height;
+    if (i >= a.rows) return;
+    int64_t at = a.first + i, w = at % a.width, line = at / a.width, h = line % a.height,
+            f = line / a.height;
     for (int64_t j = threadIdx.x % WARP * V; j < columns; j += WARP * V) {
         float sum[V], add[V];
         load<V>(x + i * columns + j, sum);
@@ -238,9 +240,9 @@ __global__ void add_tables(Axes a, const T *tf, const T *tw, const T *th, const 
 }
 
 void cuda_add_axes(Stream *s, DType t, const int64_t size[3], const int64_t widths[3],
-                   const void *tf, const void *tw, const void *th, const void *x, void *y) {
-    Axes a = {size[0], size[1], size[2], widths[0], widths[1], widths[2]};
-    int64_t rows = size[0] * size[1] * size[2];
+                   const void *tf, const void *tw, const void *th, int64_t first, int64_t rows,
+                   const void *x, void *y) {
+    Axes a = {size[0], size[1], size[2], widths[0], widths[1], widths[2], first, rows};
     if (rows == 0) return;
     uintptr_t addresses = (uintptr_t)tf | (uintptr_t)tw | (uintptr_t)th | (uintptr_t)x;
     bool wide = packable(t, addresses | (uintptr_t)y, widths[0] | widths[1] | widths[2]);

@@ -7,16 +7,19 @@
 /* ---- dropout ----------------------------------------------------------------------------------
  */
 
-static const int64_t ONE_ROW[] = {0, 1}, PACK[] = {0, 3, 3, 20, 61};
+static const int64_t ONE_ROW[] = {0, 1}, PACK[] = {0, 3, 3, 20, 61}, PARTS[] = {5, 0, 1, 3};
 
 /* With keep 0 the same bits: the same elements are zero, and the others are one product. */
-static void check_dropout(Trial *c, int segments, const int64_t *cu_rows, int64_t width, real p,
-                          real keep) {
+static void check_dropout(Trial *c, int segments, const int64_t *cu_rows, const int64_t *first,
+                          int64_t width, real p, real keep) {
     static const uint32_t ordinals[] = {7, 1u << 31, 0, 123456789};
+    static const int32_t sample[] = {1, 1, 0, 3};
     int64_t n = cu_rows[segments] * width;
     Array *x = input(c, c->t, n, 1, 4), *y = output(c, c->t, n, (double)keep, 2, 3);
     Array *words = indices(c, segments, ordinals);
     Dropout d = {.t = DT_F32, .width = width, .segments = segments, .cu_rows = cu_rows, .p = p};
+    d.first = first;
+    d.sample = first ? sample : NULL;
     d.seed = UINT64_C(0xfedcba9876543210);
     d.step = 31;
     d.purpose = (1 << 16) + 5;
@@ -34,11 +37,13 @@ static void check_dropout(Trial *c, int segments, const int64_t *cu_rows, int64_
 
 static void dropout_case(Trial *c) {
     for (int keep = 0; keep < 2; keep++) {
-        check_dropout(c, 1, ONE_ROW, 1, (real)0.5, (real)keep);
-        check_dropout(c, 1, ONE_ROW, 4101, (real)0.1, (real)keep);
-        check_dropout(c, 4, PACK, 64, (real)0.25, (real)keep);
-        check_dropout(c, 4, PACK, 13, (real)0.9, (real)keep);
-        check_dropout(c, 4, PACK, 20, 0, (real)keep);
+        check_dropout(c, 1, ONE_ROW, NULL, 1, (real)0.5, (real)keep);
+        check_dropout(c, 1, ONE_ROW, NULL, 4101, (real)0.1, (real)keep);
+        check_dropout(c, 4, PACK, NULL, 64, (real)0.25, (real)keep);
+        check_dropout(c, 4, PACK, NULL, 13, (real)0.9, (real)keep);
+        check_dropout(c, 4, PACK, NULL, 20, 0, (real)keep);
+        check_dropout(c, 4, PACK, PARTS, 13, (real)0.4, (real)keep);
+        check_dropout(c, 4, PACK, PARTS, 24, (real)0.4, (real)keep);
     }
 }
 

@@ -50,6 +50,22 @@ static void locked_case(Trial *c) {
     c->device->release_host(host);
 }
 
+/* Columns of a matrix, out and back into another; and host numbers of another type. */
+static void rows_case(Trial *c) {
+    enum { ROWS = 37, WIDE = 50, FROM = 7, SLIM = 11 };
+    Array *x = input(c, c->t, ROWS * WIDE, 1, 1), *y = output(c, c->t, ROWS * SLIM, 0, 2, 1);
+    size_t size = dtype_size(c->t);
+    for (int i = 0; i < ROWS; i++)
+        memcpy(values(y) + i * SLIM, values(x) + i * WIDE + FROM, SLIM * sizeof(real));
+    c->device->copy_rows(c->stream, ROWS, SLIM * size, (char *)x->at + FROM * size, WIDE * size,
+                         y->at, SLIM * size);
+    expect_bits(c, "columns", y);
+    Array *z = output(c, c->t, ROWS * WIDE, 0, 3, 1);
+    c->device->upload_cast(c->stream, DT_F32, c->t, ROWS * WIDE, values(x), z->at);
+    memcpy(values(z), values(x), ROWS * WIDE * sizeof(real));
+    expect_bits(c, "numbers from the host", z);
+}
+
 /* Without a stream everything is done at return; nothing is a size too. */
 static void streamless_case(Trial *c) {
     unsigned char want[777], got[777];
@@ -73,5 +89,6 @@ const DeviceCase MEMORY_CASES[] = {
     {"ordinary memory", ordinary_case},
     {"page-locked memory", locked_case},
     {"no stream", streamless_case},
+    {"rows and numbers", rows_case},
     {NULL, NULL},
 };

@@ -143,11 +143,20 @@ static void add_axes_case(Trial *c) {
         Array *tf = input(c, c->t, f[0] * widths[0], 3, 2);
         Array *tw = input(c, c->t, f[2] * widths[1], 4, 2);
         Array *th = input(c, c->t, f[1] * widths[2], 5, 2);
-        c->cpu->add_axes(c->cpu_stream, DT_F32, f, widths, tf->host, tw->host, th->host, x->host,
-                         y->host);
-        c->device->add_axes(c->stream, c->t, f, widths, tf->at, tw->at, th->at, x->at, y->at);
+        int64_t rows = f[0] * f[1] * f[2], first = rows / 3, some = rows - first - rows / 4;
+        c->cpu->add_axes(c->cpu_stream, DT_F32, f, widths, tf->host, tw->host, th->host, 0, rows,
+                         x->host, y->host);
+        c->device->add_axes(c->stream, c->t, f, widths, tf->at, tw->at, th->at, 0, rows, x->at,
+                            y->at);
         expect_bits(c, "y", y);
-        c->device->add_axes(c->stream, c->t, f, widths, tf->at, tw->at, th->at, x->at, x->at);
+        Array *part = output(c, c->t, n, 0, 6, 1);
+        c->cpu->add_axes(c->cpu_stream, DT_F32, f, widths, tf->host, tw->host, th->host, first,
+                         some, x->host, part->host);
+        c->device->add_axes(c->stream, c->t, f, widths, tf->at, tw->at, th->at, first, some, x->at,
+                            part->at);
+        expect_bits(c, "some rows of y", part);
+        c->device->add_axes(c->stream, c->t, f, widths, tf->at, tw->at, th->at, 0, rows, x->at,
+                            x->at);
         memcpy(x->host, y->host, (size_t)n * sizeof(real));
         expect_bits(c, "y in place", x);
     }

@@ -44,6 +44,13 @@ static void shim_copy(Stream *s, void *to, const void *from, size_t bytes) {
     if (bytes) memmove(to, from, bytes);
 }
 
+static void shim_after(Stream *s, Stream *other) { (void)s, (void)other; }
+
+static void shim_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *from,
+                           size_t from_pitch, void *to, size_t to_pitch) {
+    BACKEND_CPU.copy_rows(s, rows, bytes, from, from_pitch, to, to_pitch);
+}
+
 static void shim_zero(Stream *s, void *p, size_t bytes) {
     (void)s;
     if (bytes) memset(p, 0, bytes);
@@ -226,6 +233,7 @@ const Backend BACKEND_SHIM = {
     .stream_close = shim_close,
     .stream_workspace = shim_workspace,
     .stream_sync = shim_sync,
+    .stream_after = shim_after,
     .alloc = shim_alloc,
     .release = free,
     .alloc_host = shim_alloc,
@@ -233,8 +241,10 @@ const Backend BACKEND_SHIM = {
     .upload = shim_copy,
     .download = shim_copy,
     .copy = shim_copy,
+    .copy_rows = shim_copy_rows,
     .zero = shim_zero,
     .cast = cuda_cast,
+    .upload_cast = cuda_cast,
     .gemm_workspace = shim_gemm_workspace,
     .gemm = shim_gemm,
     .column_sum = cuda_column_sum,
