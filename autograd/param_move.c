@@ -36,14 +36,15 @@ static void gather_shards(const ParamSet *p, const Bucket *b, DType type, char *
     char *all = wide ? workspace : copy;
     char *mine = all + b->shard.from * (int64_t)dtype_size(travels);
     size_t bytes = (size_t)b->shard.count * dtype_size(b->form);
-    if (b->host && b->form == travels) {
+    if (b->host && b->form == travels)
         m->k->upload(s, mine, b->resident, bytes);
-        memory_host(m)->copied_bytes += (int64_t)bytes;
-    } else if (b->form == travels) {
+    else if (b->host)
+        m->k->upload_cast(s, b->form, travels, b->shard.count, b->resident, mine);
+    else if (b->form == travels)
         m->k->copy(s, mine, b->resident, bytes);
-    } else {
+    else
         m->k->cast(s, b->form, travels, b->shard.count, b->resident, mine);
-    }
+    if (b->host) memory_host(m)->copied_bytes += (int64_t)bytes;
     comm->all_gather(comm, s, travels, b->shard.count, mine, all);
     if (wide) m->k->cast(s, b->form, type, b->count, workspace, copy);
 }
@@ -126,8 +127,9 @@ void param_write(ParamSet *p, int param, const real *values, Memory *m, Stream *
     int64_t first = b->rests.from, end = first + b->rests.count;
     int64_t lo = MAX(q->offset, first), hi = MIN(q->offset + param_count(q), end);
     if (lo < hi)
-        m->k->upload(s, (real *)b->resident + (lo - first), values + (lo - q->offset),
-                     (size_t)(hi - lo) * sizeof(real));
+        (b->host ? &BACKEND_CPU : m->k)
+            ->upload(b->host ? NULL : s, (real *)b->resident + (lo - first),
+                     values + (lo - q->offset), (size_t)(hi - lo) * sizeof(real));
 }
 
 void bucket_read(const ParamSet *p, int bucket, Part part, real *host, Memory *m, Stream *s) {
@@ -135,7 +137,8 @@ void bucket_read(const ParamSet *p, int bucket, Part part, real *host, Memory *m
     const real *values[] = {b->resident, b->grad, b->m, b->v};
     const Range ranges[] = {b->rests, b->grads, b->moments, b->moments};
     Range r = ranges[part];
-    m->k->download(s, host + r.from, values[part], (size_t)r.count * sizeof(real));
+    (b->host ? &BACKEND_CPU : m->k)
+        ->download(b->host ? NULL : s, host + r.from, values[part], (size_t)r.count * sizeof(real));
     m->k->stream_sync(s);
     if (r.count < b->count) p->comm->all_gather(p->comm, s, DT_REAL, r.count, host + r.from, host);
 }

@@ -1,5 +1,5 @@
 /* Owns what all groups of ranks share, the group of one, and the group that only counts. */
-#include "kernels/comm.h"
+#include "kernels/comm_watch.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +23,12 @@ Range comm_part(const Comm *c, int rank, int64_t rows) {
 
 Comm *comm_neighbours(Comm *c, int size) {
     CHECK(size >= 1 && c->size % size == 0, "groups of %d of %d ranks", size, c->size);
-    return size == 1 ? comm_self() : c->neighbours(c, size);
+    return size == 1 ? comm_over(comm_self(), c->k) : c->neighbours(c, size);
+}
+
+Comm *comm_over(Comm *ranks, const Backend *k) {
+    if (!k || k == &BACKEND_CPU || ranks->recording) return ranks;
+    return ranks->size == 1 ? comm_cuda(ranks, k) : comm_nccl(ranks, k);
 }
 
 /* ---- one rank ---------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
  *
  * Every rank of a group calls the same collectives in the same order with the same counts. Sums are
  * formed in rank order, x_0 + x_1 + ... + x_{n-1}, so the result does not depend on timing or on
- * the way the messages take. Pointers are device memory of the backend in use; counts are elements.
+ * the way the messages take. Pointers are memory of the backend in use, its device's or the
+ * host's; counts are elements. On a device a collective is queued on the stream, and one of host
+ * memory is over at return.
  *
  *   self       one rank; nothing moves
  *   mpi        Open MPI, for ranks on CPUs                       (comm_mpi.c)
+ *   cuda       one rank, on device memory                        (comm_cuda.c)
+ *   nccl       NCCL, for ranks on GPUs; started over mpi         (comm_nccl.c)
  *   recording  moves nothing and counts what it would send, for plans of any number of ranks
  *
  * What goes wrong between ranks ends the job: a rank that does not come to a collective within the
@@ -17,6 +21,7 @@
 #include "kernels/kernels.h"
 
 typedef struct Comm Comm;
+typedef struct Talk Talk; /* comm_watch.h */
 
 /* [from, from + count) of a row of things. */
 typedef struct {
@@ -40,7 +45,9 @@ struct Comm {
     void (*close)(Comm *c);
     int64_t sent_bytes[COMM_KINDS]; /* to other ranks, since the group was opened */
     int64_t calls;                  /* collectives so far: the place in the order */
-    void *own;                      /* of the implementation */
+    const Backend *k; /* whose device memory it moves; NULL: the host's memory alone */
+    const Talk *talk; /* messages beside the collectives; NULL: there are none */
+    void *own;        /* of the implementation */
 };
 
 Comm *comm_self(void);
@@ -54,6 +61,11 @@ int comm_local_rank(void);
 /* Rank `rank` of `size` ranks that are not there. */
 Comm *comm_recording(int rank, int size);
 void comm_close(Comm *c);
+
+/* The same ranks as a group that moves device memory of backend k, which is open: `ranks` itself
+ * for the CPU, and for ranks that are not there. The new group owns `ranks`. Ends the program
+ * (exit 1) where several ranks have no NCCL. */
+Comm *comm_over(Comm *ranks, const Backend *k);
 
 /* The group of `size` neighbours that this rank is in: ranks k * size .. k * size + size - 1 of c,
  * whose size it divides. */

@@ -6,7 +6,7 @@
  * order: the parts come by MPI_Ialltoall, piece by piece, and are added one rank after the other.
  */
 #define _DEFAULT_SOURCE
-#include "kernels/comm.h"
+#include "kernels/comm_watch.h"
 
 #include <mpi.h>
 
@@ -24,24 +24,19 @@ enum {
     START_SECONDS = 10, /* beside the deadline of a collective, for the processes to start */
     TAG_MEET = 0,
     TAG_LAST_CALL = 1,
+    MESSAGES = 4, /* on their way to one rank, beside the collectives */
 };
 
-/* What a rank says when it comes to a collective. */
 typedef struct {
-    int64_t number, kind, type, count;
-} Header;
-
-typedef struct {
-    MPI_Comm group;
-    int first; /* the number among all ranks of the group's first */
-    double timeout_s;
+    MPI_Comm group, beside; /* beside: of messages beside the collectives */
+    MPI_Request *sent;      /* [size * MESSAGES] beside the collectives */
+    Message *messages;      /* what they send */
+    Talk talk;
     Header mine, *theirs;  /* [size] */
     MPI_Request *requests; /* [2 * size] */
     real *from, *to;       /* [size * PIECE] what goes to and comes from each rank */
     bool started;          /* MPI was started here, and ends with the group */
 } Ranks;
-
-static const char *const KINDS[COMM_KINDS] = {"all_gather", "reduce_scatter", "all_to_all"};
 
 /* Ends the job: mpirun ends the other ranks. */
 NORETURN static void give_up(void) {
@@ -80,12 +75,7 @@ static bool exchange(const Comm *c, Ranks *r, int tag, double deadline) {
 NORETURN static void name_missing(const Comm *c, const Ranks *r) {
     for (int i = 0; i < c->size; i++) {
         if (i == c->rank || r->theirs[i].number == r->mine.number) continue;
-        fprintf(
-            stderr,
-            "cogsmith: rank %d did not answer in %s number %lld within %g s (ranks.timeout), says "
-            "rank %d. The job ends; start it again to go on from the last checkpoint\n",
-            r->first + i, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s,
-            r->first + c->rank);
+        say_missing(r->talk.first + i, &r->mine, r->talk.timeout_s, r->talk.first + c->rank);
     }
     give_up();
 }
@@ -94,13 +84,7 @@ static void compare_headers(const Comm *c, const Ranks *r) {
     for (int i = 0; i < c->size; i++) {
         const Header *h = &r->theirs[i], *m = &r->mine;
         if (i == c->rank || !memcmp(h, m, sizeof *h)) continue;
-        fprintf(
-            stderr,
-            "cogsmith: ranks went apart: at collective %lld rank %d asks for %s of %lld %s, rank "
-            "%d for %s of %lld %s. The job ends\n",
-            (long long)m->number, r->first + c->rank, KINDS[m->kind], (long long)m->count,
-            dtype_name((DType)m->type), r->first + i, KINDS[h->kind], (long long)h->count,
-            dtype_name((DType)h->type));
+        say_apart(r->talk.first + c->rank, m, r->talk.first + i, h);
         give_up();
     }
 }
@@ -109,10 +93,10 @@ static void compare_headers(const Comm *c, const Ranks *r) {
 static double meet(Comm *c, CommKind kind, DType type, int64_t count) {
     Ranks *r = c->own;
     r->mine = (Header){++c->calls, kind, type, count};
-    if (!exchange(c, r, TAG_MEET, now_seconds() + r->timeout_s)) name_missing(c, r);
+    if (!exchange(c, r, TAG_MEET, now_seconds() + r->talk.timeout_s)) name_missing(c, r);
     compare_headers(c, r);
     c->sent_bytes[kind] += (c->size - 1) * count * (int64_t)dtype_size(type);
-    return now_seconds() + r->timeout_s;
+    return now_seconds() + r->talk.timeout_s;
 }
 
 /* All ranks began this collective. If it does not end, the ranks that still live all notice at the
@@ -121,10 +105,7 @@ static void complete(const Comm *c, MPI_Request request, double deadline) {
     Ranks *r = c->own;
     if (finished(&request, 1, deadline)) return;
     if (!exchange(c, r, TAG_LAST_CALL, now_seconds() + LAST_CALL_SECONDS)) name_missing(c, r);
-    fprintf(stderr,
-            "cogsmith: rank %d: every rank is there, but %s number %lld did not end within %g s "
-            "(ranks.timeout): the link is too slow or unsteady. The job ends\n",
-            r->first + c->rank, KINDS[r->mine.kind], (long long)r->mine.number, r->timeout_s);
+    say_unfinished(r->talk.first + c->rank, &r->mine, r->talk.timeout_s);
     give_up();
 }
 
@@ -185,10 +166,73 @@ static void mpi_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const 
     complete(c, request, deadline);
 }
 
+static void start_failed(int signal) {
+    static const char TEXT[] =
+        "cogsmith: MPI did not start: a rank did not come in time. The job ends; look at the hosts "
+        "that it should have started on\n";
+    (void)signal;
+    if (write(STDERR_FILENO, TEXT, sizeof TEXT - 1) < 0) _exit(EXIT_WORLD);
+    _exit(EXIT_WORLD);
+}
+
+/* MPI waits for all ranks to come, and for ever: here an alarm ends it. */
+static void guard(double timeout_s) {
+    signal(SIGALRM, start_failed);
+    alarm(START_SECONDS + (unsigned)timeout_s);
+}
+
+static void unguard(void) {
+    alarm(0);
+    signal(SIGALRM, SIG_DFL);
+}
+
+/* ---- beside the collectives -------------------------------------------------------------------
+ */
+
+static bool talk_open(Comm *c) {
+    Ranks *r = c->own;
+    int level;
+    MPI_Query_thread(&level);
+    if (level != MPI_THREAD_MULTIPLE) return false;
+    guard(r->talk.timeout_s);
+    MPI_Comm_dup(r->group, &r->beside);
+    unguard();
+    r->sent = xcalloc((size_t)c->size * MESSAGES, sizeof(MPI_Request));
+    r->messages = xcalloc((size_t)c->size * MESSAGES, sizeof(Message));
+    for (int i = 0; i < c->size * MESSAGES; i++) r->sent[i] = MPI_REQUEST_NULL;
+    return true;
+}
+
+static bool talk_send(const Comm *c, int to, const Message *m) {
+    Ranks *r = c->own;
+    for (int i = to * MESSAGES; i < (to + 1) * MESSAGES; i++) {
+        int done;
+        MPI_Test(&r->sent[i], &done, MPI_STATUS_IGNORE);
+        if (!done) continue;
+        r->messages[i] = *m;
+        MPI_Isend(&r->messages[i], sizeof *m, MPI_BYTE, to, TAG_MEET, r->beside, &r->sent[i]);
+        return true;
+    }
+    return false;
+}
+
+static bool talk_receive(const Comm *c, int *from, Message *m) {
+    Ranks *r = c->own;
+    int there;
+    MPI_Status status;
+    MPI_Iprobe(MPI_ANY_SOURCE, TAG_MEET, r->beside, &there, &status);
+    if (!there) return false;
+    *from = status.MPI_SOURCE;
+    MPI_Recv(m, sizeof *m, MPI_BYTE, *from, TAG_MEET, r->beside, MPI_STATUS_IGNORE);
+    return true;
+}
+
 static void mpi_close(Comm *c) {
     Ranks *r = c->own;
     if (r->group != MPI_COMM_WORLD) MPI_Comm_free(&r->group);
     if (r->started) MPI_Finalize();
+    free(r->sent);
+    free(r->messages);
     free(r->theirs);
     free(r->requests);
     free(r->from);
@@ -216,30 +260,10 @@ int comm_world_size(void) { return started("OMPI_COMM_WORLD_SIZE"); }
 
 int comm_local_size(void) { return started("OMPI_COMM_WORLD_LOCAL_SIZE"); }
 
-static void start_failed(int signal) {
-    static const char TEXT[] =
-        "cogsmith: MPI did not start: a rank did not come in time. The job ends; look at the hosts "
-        "that it should have started on\n";
-    (void)signal;
-    if (write(STDERR_FILENO, TEXT, sizeof TEXT - 1) < 0) _exit(EXIT_WORLD);
-    _exit(EXIT_WORLD);
-}
-
-/* MPI waits for all ranks to come, and for ever: here an alarm ends it. */
-static void guard(double timeout_s) {
-    signal(SIGALRM, start_failed);
-    alarm(START_SECONDS + (unsigned)timeout_s);
-}
-
-static void unguard(void) {
-    alarm(0);
-    signal(SIGALRM, SIG_DFL);
-}
-
 static void start_mpi(double timeout_s) {
     int given;
     guard(timeout_s);
-    MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &given); /* for `beside` */
     unguard();
 }
 
@@ -251,8 +275,7 @@ static Comm *open_group(MPI_Comm group, int first, double timeout_s, bool starte
     MPI_Comm_size(group, &size);
     Ranks *r = xcalloc(1, sizeof *r);
     *r = (Ranks){.group = group,
-                 .first = first,
-                 .timeout_s = timeout_s,
+                 .talk = {first, timeout_s, talk_open, talk_send, talk_receive, give_up},
                  .theirs = xcalloc((size_t)size, sizeof(Header)),
                  .requests = xcalloc((size_t)size * 2, sizeof(MPI_Request)),
                  .from = xcalloc((size_t)size * PIECE, sizeof(real)),
@@ -266,6 +289,7 @@ static Comm *open_group(MPI_Comm group, int first, double timeout_s, bool starte
                 .all_to_all = mpi_all_to_all,
                 .neighbours = mpi_neighbours,
                 .close = mpi_close,
+                .talk = &r->talk,
                 .own = r};
     MPI_Comm_rank(group, &c->rank);
     return c;
@@ -274,10 +298,10 @@ static Comm *open_group(MPI_Comm group, int first, double timeout_s, bool starte
 static Comm *mpi_neighbours(Comm *c, int size) {
     Ranks *r = c->own;
     MPI_Comm group;
-    guard(r->timeout_s);
+    guard(r->talk.timeout_s);
     MPI_Comm_split(r->group, c->rank / size, c->rank, &group);
     unguard();
-    return open_group(group, r->first + c->rank / size * size, r->timeout_s, false);
+    return open_group(group, r->talk.first + c->rank / size * size, r->talk.timeout_s, false);
 }
 
 Comm *comm_world(double timeout_s) {

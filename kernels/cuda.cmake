@@ -2,10 +2,12 @@
 #
 # COGSMITH_CUDA_ARCHS lists compute capabilities without the point. Each gets machine code; the
 # first and the last also get PTX, which the driver compiles for GPUs that are not in the list.
-# cuBLASLt and cuDNN are opened by the program when it first wants them (cuda_libraries.c).
+# cuBLASLt and cuDNN are opened by the program when it first wants them (cuda_libraries.c); so is
+# NCCL, which several ranks need (nccl_library.c).
 
 # The files that the backend is chosen from.
-set(CUDA_SOURCES "/kernels/([a-z0-9_]+_cuda|cuda(_[a-z]+)?|cudnn_[a-z]+)\\.cu?$")
+string(CONCAT CUDA_SOURCES "/kernels/([a-z0-9_]+_cuda|cuda(_[a-z]+)?|cudnn_[a-z]+|"
+  "comm_(cuda_none|nccl|nccl_none)|nccl_library)\\.cu?$")
 set(LEAST_CUDNN 9.13.1) # the first with attention as one operation
 
 # find_cuda(PROBLEM): sets PROBLEM to what is missing, or to "".
@@ -69,6 +71,17 @@ if(WITH_CUDA)
     list(APPEND archs 120)
   endif()
   set(COGSMITH_CUDA_ARCHS "${archs}" CACHE STRING "compute capabilities to compile for")
+  # NCCL's header, and where the library lies; without them one rank has one GPU.
+  find_path(NCCL_INCLUDE nccl.h HINTS ${NCCL_ROOT} ENV NCCL_ROOT ${CUDAToolkit_INCLUDE_DIRS}
+    PATH_SUFFIXES include)
+  find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${NCCL_ROOT} ENV NCCL_ROOT
+    ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+  set(WITH_NCCL OFF)
+  if(NCCL_INCLUDE)
+    set(WITH_NCCL ON)
+  else()
+    message(STATUS "Without NCCL, for several GPUs (say where: NCCL_ROOT)")
+  endif()
   set(CUDA_LIBRARIES ", CUDA ${CUDAToolkit_VERSION}, cuDNN ${CUDNN_VERSION}")
   message(STATUS "With the CUDA backend: CUDA ${CUDAToolkit_VERSION}, cuDNN ${CUDNN_VERSION}, "
     "for ${COGSMITH_CUDA_ARCHS}")
@@ -77,15 +90,22 @@ endif()
 # cuda_backend(TARGET): adds its files, or those in their place.
 function(cuda_backend target)
   if(NOT WITH_CUDA)
-    target_sources(${target} PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda_none.c)
+    target_sources(${target} PRIVATE ${CMAKE_SOURCE_DIR}/kernels/cuda_none.c
+      ${CMAKE_SOURCE_DIR}/kernels/comm_cuda_none.c)
     return()
   endif()
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.c
     ${CMAKE_SOURCE_DIR}/kernels/*.cu)
   list(FILTER sources INCLUDE REGEX "${CUDA_SOURCES}")
-  list(FILTER sources EXCLUDE REGEX "/cuda_none\\.c$")
+  list(FILTER sources EXCLUDE REGEX "/(comm_)?cuda_none\\.c$")
+  if(WITH_NCCL)
+    list(FILTER sources EXCLUDE REGEX "/comm_nccl_none\\.c$")
+  else()
+    list(FILTER sources EXCLUDE REGEX "/(comm_nccl|nccl_library)\\.c$")
+  endif()
   target_sources(${target} PRIVATE ${sources})
-  target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE})
+  target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE}
+    $<$<BOOL:${WITH_NCCL}>:${NCCL_INCLUDE}>)
   set(code "")
   list(GET COGSMITH_CUDA_ARCHS 0 first)
   list(GET COGSMITH_CUDA_ARCHS -1 last)
@@ -99,8 +119,12 @@ function(cuda_backend target)
   target_compile_options(${target} PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:${code};-Xcompiler=-Wall,-Wextra>")
   target_link_libraries(${target} PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS})
-  # Where the program looks for the two libraries after LD_LIBRARY_PATH.
+  # Where the program looks for the libraries after LD_LIBRARY_PATH.
   cmake_path(GET CUDNN_LIBRARY PARENT_PATH dnn_folder)
   target_link_options(${target} INTERFACE LINKER:-rpath,${CUDAToolkit_LIBRARY_DIR}
     LINKER:-rpath,${dnn_folder})
+  if(NCCL_LIBRARY)
+    cmake_path(GET NCCL_LIBRARY PARENT_PATH nccl_folder)
+    target_link_options(${target} INTERFACE LINKER:-rpath,${nccl_folder})
+  endif()
 endfunction()

@@ -1,13 +1,36 @@
 /* Owns the rows of `bench` and how they are printed. */
 #include "trainer/bench.h"
 
+#include "trainer/device.h"
+
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* Seconds from starting next to nothing to the end of waiting for it. */
+static double idle_seconds(const Backend *k) {
+    enum { TRIES = 1000 };
+    Stream *s = k->stream_open();
+    void *p = k->alloc(256);
+    double best = 1;
+    for (int i = 0; p && i < TRIES; i++) {
+        double start = now_seconds();
+        k->zero(s, p, 256);
+        k->stream_sync(s);
+        best = MIN(best, now_seconds() - start);
+    }
+    k->release(p);
+    k->stream_close(s);
+    return best;
+}
+
 Bench bench_open(const Config *c) {
-    return (Bench){.config = c, .limit = profile_measure(), .repeat = (int)c->bench.repeat};
+    const Backend *k = device_backend(c);
+    return (Bench){.config = c,
+                   .limit = profile_limits((Device){k, device_compute(c, k, DT_BF16)}),
+                   .idle = k == &BACKEND_CPU ? 0 : idle_seconds(k),
+                   .repeat = (int)c->bench.repeat};
 }
 
 void bench_close(Bench *b) {
@@ -46,12 +69,15 @@ static void step_name(const Plan *p, const Step *s, char name[96]) {
              linear || frames ? shape_text(second, w) : "");
 }
 
+/* What takes a device no time at all counts as this. */
+static const double LEAST_SECONDS = 1e-6;
+
 void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
     for (int i = 0; i < p->n_steps; i++) {
         char name[96];
         step_name(p, &p->steps[i], name);
         BenchRow *row = bench_row(b, name);
-        row->seconds[turn] += seconds[i];
+        row->seconds[turn] += b->idle ? MAX(seconds[i] - b->idle, LEAST_SECONDS) : seconds[i];
         Cost c = step_cost(p, &p->steps[i]);
         if (turn) continue;
         row->cost.flops += c.flops;

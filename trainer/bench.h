@@ -14,7 +14,8 @@ typedef struct {
 
 typedef struct {
     const Config *config;
-    Profile limit;
+    Limits limit;
+    double idle; /* seconds that a GPU takes to be started and waited for; 0 on a CPU */
     int repeat;
     BenchRow *rows;
     int n_rows;
@@ -25,7 +26,8 @@ void bench_close(Bench *b);
 
 /* The row of that name, made where there is none. */
 BenchRow *bench_row(Bench *b, const char *name);
-/* Adds the timers of one run to the rows of its steps: one for each op, phase and size. */
+/* Adds the timers of one run to the rows of its steps: one for each op, phase and size. What they
+ * hold beside the device's work, `idle` for each, is taken off. */
 void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn);
 /* A table or JSON on stdout; sorts the times. */
 void bench_print(Bench *b, bool json);

@@ -45,7 +45,7 @@ static void bench_half(Bench *b, Vae *v, VaeHalfName half, const int64_t size[4]
              (long long)video[1], (long long)video[2], (long long)video[3]);
     BenchRow *row = bench_row(b, name);
     row->cost = vae_job_cost(j);
-    row->peak_bytes = vae_job_bytes(j) + CPU_CONTEXT_BYTES;
+    row->peak_bytes = vae_job_bytes(j) + device_context_bytes(b->config);
     for (int i = 0; i < b->repeat; i++) row->seconds[i] = run_once(j, in, out);
     Run *run = vae_job_run(j);
     run->seconds = xcalloc((size_t)run->plan->n_steps, sizeof *run->seconds);

@@ -70,8 +70,9 @@ static bool put(Load *l, const SafetensorsTensor *t, Error *e) {
     real *values = xcalloc((size_t)(hi - lo), sizeof *values);
     BACKEND_CPU.cast(NULL, DT_F32, DT_REAL, hi - lo, (const float *)t->data + (lo - from), values);
     Model *m = l->model;
-    m->memory.k->upload(m->stream, to[part] + (lo - r.from), values,
-                        (size_t)(hi - lo) * sizeof *values);
+    (b->host ? &BACKEND_CPU : m->memory.k)
+        ->upload(b->host ? NULL : m->stream, to[part] + (lo - r.from), values,
+                 (size_t)(hi - lo) * sizeof *values);
     m->memory.k->stream_sync(m->stream);
     free(values);
     l->found[bucket * STATES + (int)part] += hi - lo;

@@ -222,7 +222,9 @@ static double mean_loss(Learner *l, const Shaped *s) {
     Comm *comm = l->model->comm;
     const Backend *k = l->model->memory.k;
     Stream *stream = l->model->stream;
-    comm->all_gather(comm, stream, DT_REAL, 1, tensor_data(s->io.loss), l->losses);
+    real *mine = l->losses + comm->rank;
+    k->copy(stream, mine, tensor_data(s->io.loss), sizeof *mine);
+    comm->all_gather(comm, stream, DT_REAL, 1, mine, l->losses);
     real *host = xcalloc((size_t)comm->size, sizeof *host);
     k->download(stream, host, l->losses, (size_t)comm->size * sizeof *host);
     k->stream_sync(stream);

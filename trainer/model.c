@@ -142,21 +142,77 @@ static void load_masters(Model *m) {
     }
 }
 
-/* Small normals of the size that a trained model has; layer norms' weights are 1. */
+/* What a standard normal becomes: small normals of the size that a trained model has; layer norms'
+ * weights are 1. */
+typedef struct {
+    bool gain;
+    float over;
+} Spread;
+
+static Spread spread_of(const Param *q) {
+    bool matrix = q->shape.rank > 1;
+    int64_t fan_in = matrix ? param_count(q) / q->shape.dim[0] : 16;
+    return (Spread){!matrix && strstr(q->name, "norm") && strstr(q->name, "weight"), (float)fan_in};
+}
+
+static void spread(Spread to, int64_t n, float *values) {
+    for (int64_t j = 0; j < n; j++) values[j] = to.gain ? 1 : 0.5f * values[j] / to.over;
+}
+
 static void draw_weights(Model *m, uint64_t seed) {
     ParamSet *p = m->params;
     for (int i = 0; i < p->n_params; i++) {
         const Param *q = &p->param[i];
         if (is_adapter(q)) continue;
-        int64_t n = param_count(q), fan_in = q->shape.rank > 1 ? n / q->shape.dim[0] : 1;
+        int64_t n = param_count(q);
         float *values = xcalloc((size_t)n, sizeof *values);
         random_normal((Draw){seed, (uint32_t)i, 0, PURPOSE_INIT}, 0, n, values);
-        bool gain = q->shape.rank == 1 && strstr(q->name, "norm") && strstr(q->name, "weight");
-        for (int64_t j = 0; j < n; j++)
-            values[j] = gain ? 1 : 0.5f * values[j] / (float)(q->shape.rank > 1 ? fan_in : 16);
+        spread(spread_of(q), n, values);
         param_write(p, i, values, &m->memory, m->stream);
         free(values);
     }
+}
+
+enum { DRAWN = 1 << 20 };
+
+/* The parameter's values in `form`: the DRAWN normals, over and over. */
+static void *repeated(const Param *q, const float *normals, DType form) {
+    int64_t n = param_count(q), first = MIN(n, DRAWN), size = (int64_t)dtype_size(form);
+    float *scaled = xcalloc((size_t)first, sizeof *scaled);
+    char *values = xcalloc((size_t)n, (size_t)size);
+    memcpy(scaled, normals, (size_t)first * sizeof *scaled);
+    spread(spread_of(q), first, scaled);
+    BACKEND_CPU.cast(NULL, DT_F32, form, first, scaled, values);
+    for (int64_t have = first; have < n; have *= 2)
+        memcpy(values + have * size, values, (size_t)(MIN(have, n - have) * size));
+    free(scaled);
+    return values;
+}
+
+/* The same for a GPU, where drawing every number would take minutes. */
+static void repeat_weights(Model *m, uint64_t seed) {
+    ParamSet *p = m->params;
+    float *normals = xcalloc(DRAWN, sizeof *normals);
+    random_normal((Draw){.seed = seed, .purpose = PURPOSE_INIT}, 0, DRAWN, normals);
+    for (int i = 0; i < p->n_params; i++) {
+        const Param *q = &p->param[i];
+        const Bucket *b = &p->bucket[q->bucket];
+        if (is_adapter(q)) continue;
+        void *values = repeated(q, normals, b->form);
+        if (q->trained) {
+            param_write(p, i, values, &m->memory, m->stream);
+        } else {
+            param_source(p, i, values, b->form);
+            params_settle(p, &m->memory, m->stream);
+        }
+        if (b->n_sources) { /* this stands for the file that it is read from */
+            m->frozen = xrealloc(m->frozen, (m->n_frozen + 1) * sizeof *m->frozen);
+            m->frozen[m->n_frozen++] = values;
+        } else {
+            free(values);
+        }
+    }
+    free(normals);
 }
 
 /* ---- opening ----------------------------------------------------------------------------------
@@ -237,7 +293,8 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
     dit_params(m->dit, m->params, m->training == TRAIN_FULL, m->comm->size);
     params_shard(m->params, m->comm, (int)c->ranks.zero);
     if (c->memory.optimizer.home == PLACE_HOST) params_rest_trained_on_host(m->params);
-    params_rest(m->params, base_home(m, c, detail), detail == MODEL_RANDOM ? DT_REAL : form);
+    bool drawn_here = detail == MODEL_RANDOM && m->memory.k == &BACKEND_CPU;
+    params_rest(m->params, base_home(m, c, detail), drawn_here ? DT_REAL : form);
 }
 
 static void freeze_adapter(Model *m, const Adapter *a) {
@@ -256,8 +313,10 @@ static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *
     params_allocate(m->params, &m->memory);
     if (detail == MODEL_WEIGHTS)
         load_masters(m);
-    else
+    else if (m->memory.k == &BACKEND_CPU)
         draw_weights(m, (uint64_t)c->train.seed);
+    else
+        repeat_weights(m, (uint64_t)c->train.seed);
     params_settle(m->params, &m->memory, m->stream);
     if (m->training != TRAIN_LORA) return;
     lora_init(m->dit, c->lora.init, (uint64_t)c->train.seed, &m->memory, m->stream);

@@ -26,13 +26,14 @@ struct Model {
     Weights weights; /* mapped; frozen parameters point into it. Zeroed: none were read */
     char *folder;    /* of the transformer */
     DType stored;    /* the type in which its weights are stored, or would be published */
-    void **frozen;   /* the values of a frozen adapter, a copy each */
+    void **frozen;   /* host memory that frozen parameters are read from and no file has */
     size_t n_frozen;
 };
 
 typedef enum {
     MODEL_SHAPES,  /* config.json alone: no weights, no memory (plan) */
-    MODEL_RANDOM,  /* weights drawn at random where the folder has none (bench) */
+    MODEL_RANDOM,  /* weights drawn at random (bench): in f32 on the CPU; on a GPU in the type in
+                    * which they are stored, one block of them over and over */
     MODEL_WEIGHTS, /* everything */
 } ModelDetail;
 

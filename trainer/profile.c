@@ -3,6 +3,7 @@
 #include "trainer/profile.h"
 
 #include "kernels/comm.h"
+#include "kernels/random.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,12 +56,20 @@ int64_t available_bytes(int64_t budget, const Profile *profile) {
     return free_bytes / comm_local_size() - context;
 }
 
-enum { EDGE = 768, HEADS = 4, HEAD = 64, TRIES = 3, COPY = 1 << 24 };
+/* Edges of the product and elements of the copy, which no cache holds; of the attention, on a CPU
+ * alone, rows (an edge of them), heads and their size; tries, and numbers that are drawn. */
+enum { HOST_EDGE = 768, HOST_COPY = 1 << 24, GPU_EDGE = 8192, GPU_COPY = 1 << 29 };
+enum { HEADS = 4, HEAD = 64, TRIES = 3, DRAWN = 1 << 20 };
 
 typedef struct {
     const Backend *k;
     Stream *stream;
-    real *a, *b, *c, *lse; /* [EDGE, EDGE] each; lse [HEADS, EDGE] */
+    DType t;
+    int64_t copy;    /* elements of a and of b */
+    int calls;       /* in a row, so that starting them is hidden */
+    void *a, *b, *c; /* c [edge, edge] */
+    void *workspace;
+    real *lse; /* [HEADS, edge] */
     Gemm gemm;
     Attention attention;
 } Trial;
@@ -70,47 +79,112 @@ static void run_product(Trial *t) { t->k->gemm(t->stream, &t->gemm, t->a, t->b, 
 static void run_forward(Trial *t) { t->k->attention(t->stream, &t->attention, t->c, t->lse); }
 
 static void run_backward(Trial *t) {
-    int64_t n = EDGE * HEADS * HEAD;
-    t->k->attention_grad(t->stream, &t->attention, t->c, t->lse, t->b, t->c + n, t->c, t->b);
+    char *dq = (char *)t->c + t->attention.rows * HEADS * HEAD * (int64_t)dtype_size(t->t);
+    t->k->attention_grad(t->stream, &t->attention, t->c, t->lse, t->b, dq, t->c, t->b);
 }
 
-static void run_copy(Trial *t) { t->k->axpy(t->stream, DT_REAL, COPY, 1, t->a, 0, t->b); }
+static void run_axpy(Trial *t) { t->k->axpy(t->stream, t->t, t->copy, 1, t->a, 0, t->b); }
+
+static void run_copy(Trial *t) {
+    t->k->copy(t->stream, t->b, t->a, (size_t)t->copy * dtype_size(t->t));
+}
 
 /* Seconds of the fastest of a few runs. */
 static double fastest(Trial *t, void (*run)(Trial *)) {
     double best = 1e9;
     for (int i = 0; i <= TRIES; i++) {
         double start = now_seconds();
-        run(t);
+        for (int j = 0; j < t->calls; j++) run(t);
         t->k->stream_sync(t->stream);
-        double took = now_seconds() - start;
+        double took = (now_seconds() - start) / t->calls;
         if (i && took < best) best = took; /* the first run warms up */
     }
     return MAX(best, 1e-9);
 }
 
-static Trial trial_open(const int64_t *cu_rows) {
-    Trial t = {.k = &BACKEND_CPU, .stream = BACKEND_CPU.stream_open()};
-    size_t bytes = COPY * sizeof(real); /* well beyond any cache */
-    t.a = t.k->alloc(bytes);
-    t.b = t.k->alloc(bytes);
-    t.c = t.k->alloc((size_t)EDGE * EDGE * sizeof(real));
-    t.lse = t.k->alloc((size_t)HEADS * EDGE * sizeof(real));
-    if (!t.a || !t.b || !t.c || !t.lse) die("out of memory while measuring this machine");
-    for (int64_t i = 0; i < COPY; i++) t.a[i] = t.b[i] = (real)(i % 7) / 8;
-    t.gemm = (Gemm){.type = DT_REAL,
-                    .type_c = DT_REAL,
-                    .m = EDGE,
-                    .n = EDGE,
-                    .k = EDGE,
+/* Normals, over and over: a GPU's rate falls with the bits that change. */
+static void fill(Trial *t, char *to, int64_t n) {
+    int64_t size = (int64_t)dtype_size(t->t);
+    float *drawn = xcalloc(DRAWN, sizeof *drawn);
+    random_normal((Draw){.purpose = PURPOSE_NOISE}, 0, MIN(n, DRAWN), drawn);
+    t->k->upload_cast(t->stream, DT_F32, t->t, MIN(n, DRAWN), drawn, to);
+    for (int64_t have = DRAWN; have < n; have *= 2)
+        t->k->copy(t->stream, to + have * size, to, (size_t)(MIN(have, n - have) * size));
+    free(drawn);
+}
+
+static void *take(const Trial *t, size_t bytes) {
+    void *p = t->k->alloc(MAX(bytes, 1));
+    Error e;
+    if (p) return p;
+    error_set(&e, EXIT_WORLD, "no %.2f GiB of %s memory left to measure its limits with",
+              (double)bytes / (1 << 30), t->k->name);
+    die_error(&e);
+}
+
+static void give_workspace(Trial *t, size_t bytes) {
+    t->workspace = take(t, bytes);
+    t->k->stream_workspace(t->stream, t->workspace, bytes);
+}
+
+static Trial trial_open(Device d) {
+    bool cpu = d.k == &BACKEND_CPU;
+    Trial t = {.k = d.k, .stream = d.k->stream_open(), .t = d.compute, .calls = cpu ? 1 : 10};
+    int64_t edge = cpu ? HOST_EDGE : GPU_EDGE;
+    t.copy = cpu ? HOST_COPY : GPU_COPY;
+    t.a = take(&t, (size_t)t.copy * dtype_size(t.t));
+    t.b = take(&t, (size_t)t.copy * dtype_size(t.t));
+    t.c = take(&t, (size_t)(edge * edge) * dtype_size(t.t));
+    t.lse = take(&t, (size_t)(HEADS * edge) * sizeof(real));
+    fill(&t, t.a, t.copy);
+    fill(&t, t.b, t.copy);
+    t.gemm = (Gemm){.type = t.t,
+                    .type_c = t.t,
+                    .m = edge,
+                    .n = edge,
+                    .k = edge,
                     .batch = 1,
                     .b_transposed = true,
-                    .lda = EDGE,
-                    .ldb = EDGE,
-                    .ldc = EDGE,
+                    .lda = edge,
+                    .ldb = edge,
+                    .ldc = edge,
                     .alpha = 1};
-    t.attention = (Attention){.t = DT_REAL,
-                              .rows = EDGE,
+    return t;
+}
+
+static void trial_close(Trial *t) {
+    t->k->release(t->workspace);
+    t->k->release(t->a);
+    t->k->release(t->b);
+    t->k->release(t->c);
+    t->k->release(t->lse);
+    t->k->stream_close(t->stream);
+}
+
+static double product_rate(Trial *t) {
+    double edge = (double)t->gemm.m;
+    return 2 * edge * edge * edge / fastest(t, run_product);
+}
+
+static double copy_rate(Trial *t) {
+    double seconds = fastest(t, run_axpy);
+    if (t->k != &BACKEND_CPU) seconds = MIN(seconds, fastest(t, run_copy));
+    return 2.0 * (double)t->copy * (double)dtype_size(t->t) / seconds;
+}
+
+Limits profile_limits(Device d) {
+    Trial t = trial_open(d);
+    give_workspace(&t, t.k->gemm_workspace(t.stream, &t.gemm));
+    Limits limits = {product_rate(&t), copy_rate(&t)};
+    trial_close(&t);
+    return limits;
+}
+
+Profile profile_measure(void) {
+    int64_t cu_rows[2] = {0, HOST_EDGE};
+    Trial t = trial_open((Device){&BACKEND_CPU, DT_REAL});
+    t.attention = (Attention){.t = t.t,
+                              .rows = HOST_EDGE,
                               .heads = HEADS,
                               .head_size = HEAD,
                               .scale = (real)0.125,
@@ -119,34 +193,21 @@ static Trial trial_open(const int64_t *cu_rows) {
                               .q = t.a,
                               .k = t.a,
                               .v = t.a};
-    return t;
-}
-
-Profile profile_measure(void) {
-    int64_t cu_rows[2] = {0, EDGE};
-    Trial t = trial_open(cu_rows);
-    size_t bytes = MAX(t.k->attention_workspace(t.stream, &t.attention, true),
-                       t.k->gemm_workspace(t.stream, &t.gemm));
-    void *workspace = t.k->alloc(bytes);
-    t.k->stream_workspace(t.stream, workspace, bytes);
-    double pairs = (double)EDGE * EDGE * HEADS * HEAD;
+    give_workspace(&t, MAX(t.k->attention_workspace(t.stream, &t.attention, true),
+                           t.k->gemm_workspace(t.stream, &t.gemm)));
+    double pairs = (double)HOST_EDGE * HOST_EDGE * HEADS * HEAD;
     Profile p = {.name = "this machine",
                  .memory_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE),
                  .context_bytes = CPU_CONTEXT_BYTES,
-                 .matmul_flops = 2.0 * EDGE * EDGE * EDGE / fastest(&t, run_product),
+                 .matmul_flops = product_rate(&t),
                  .attention_forward_flops = 4 * pairs / fastest(&t, run_forward),
                  .attention_backward_flops = 10 * pairs / fastest(&t, run_backward),
-                 .memory_rate = 2.0 * COPY * sizeof(real) / fastest(&t, run_copy)};
+                 .memory_rate = copy_rate(&t)};
     p.host_bytes = p.memory_bytes;
     p.host_rate = p.memory_rate / 2; /* each byte is read and written */
     p.host_memory_rate = p.memory_rate;
     p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */
-    t.k->release(workspace);
-    t.k->release(t.a);
-    t.k->release(t.b);
-    t.k->release(t.c);
-    t.k->release(t.lse);
-    t.k->stream_close(t.stream);
+    trial_close(&t);
     return p;
 }
 

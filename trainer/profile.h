@@ -2,6 +2,7 @@
  * devices. Rates are attainable ones for this work, not datasheet peaks. */
 #pragma once
 
+#include "autograd/memory.h"
 #include "autograd/plan.h"
 
 typedef struct {
@@ -31,6 +32,13 @@ const Profile *profile_find(const char *name);
 void profile_list(char *text, size_t size);
 /* Times a product, a small attention and a copy on this machine's CPU (about 0.2 s). */
 Profile profile_measure(void);
+
+/* What bounds every step on a device, in the type that it computes in: the rates of a large square
+ * product and of a copy that no cache holds (reads and writes together). Measured. */
+typedef struct {
+    double matmul_flops, memory_rate;
+} Limits;
+Limits profile_limits(Device d);
 
 /* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
  * and what it sends. On a GPU moves that something waits for run beside them. */

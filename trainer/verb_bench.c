@@ -3,7 +3,9 @@
  *
  * Ops are timed where they work, inside a real step: rows of the same op, phase and size are added
  * up. share is the part of the measured limit that a row reaches: of the rate of a large square
- * product where arithmetic bounds it, of the rate of a copy where memory does. */
+ * product where arithmetic bounds it, of the rate of a copy where memory does, both measured on
+ * the device. A whole step runs as in training; steps of the plan are awaited one by one, and what
+ * waiting for a GPU takes is taken off. */
 #include "kernels/random.h"
 #include "trainer/bench.h"
 #include "trainer/cli.h"
@@ -62,7 +64,7 @@ static void run_bench(StepBench *b, const NativePack *native) {
         BenchRow *row = bench_row(bench, training_name(b->model));
         row->cost = plan_cost(run->plan, -1);
         row->rows = io->tables.whole.cu[samples];
-        row->peak_bytes = learner_bytes(b->learner).total + CPU_CONTEXT_BYTES;
+        row->peak_bytes = learner_bytes(b->learner).total + device_context_bytes(b->config);
         for (int i = 0; i < bench->repeat; i++) row->seconds[i] = train_once(b, &micro, i + 2);
     }
     run->seconds = seconds;
@@ -81,9 +83,10 @@ static void run_bench(StepBench *b, const NativePack *native) {
 static void bench_step(Bench *bench, Config *c) {
     c->train.accumulate = 1;
     StepBench b = {.bench = bench, .config = c};
+    int64_t available = device_available(c); /* the weights will be among what is planned */
     b.model = model_open(c, model_training(c), MODEL_RANDOM, false);
     NativePack native = native_pack(c, &b.model->dit->config);
-    b.learner = learner_plan(b.model, c, &native.pack, 1, true, device_available(c));
+    b.learner = learner_plan(b.model, c, &native.pack, 1, true, available);
     learner_bind(b.learner, false);
     run_bench(&b, &native);
     learner_close(b.learner);

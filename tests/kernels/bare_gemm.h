@@ -1,0 +1,9 @@
+/* A bare loop over the library's matrix product, to compare ours with. */
+#pragma once
+
+#include "kernels/kernels.h"
+
+/* Seconds of the product g (without its bias) on the GPU in use, by the fastest of the algorithms
+ * that cuBLASLt offers for it: the least of `repeat` runs of `calls` calls each, per call. All work
+ * given to the GPU before must be done. 0: there is no such library or algorithm. C is written. */
+double bare_gemm(const Gemm *g, const void *a, const void *b, void *c, int repeat, int calls);

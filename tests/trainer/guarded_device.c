@@ -1,0 +1,33 @@
+/* Owns the choice of a device where there is none to choose. */
+#include "tests/trainer/guarded_device.h"
+#include "trainer/device.h"
+
+Device guarded_device;
+
+const Backend *device_backend(const Config *c) {
+    (void)c;
+    if (!guarded_device.k) guarded_device = (Device){guarded(&BACKEND_CPU), DT_F32};
+    return guarded_device.k;
+}
+
+DType device_compute(const Config *c, const Backend *k, DType form) {
+    (void)c, (void)form;
+    return k ? guarded_device.compute : DT_BF16;
+}
+
+Device device_of_vae(const Config *c) {
+    device_backend(c);
+    return guarded_device;
+}
+
+int64_t device_available(const Config *c) { return available_bytes(c->memory.budget, NULL); }
+
+int64_t device_context_bytes(const Config *c) {
+    (void)c;
+    return CPU_CONTEXT_BYTES;
+}
+
+Profile device_profile(const Config *c) {
+    (void)c;
+    return profile_measure();
+}
