@@ -342,8 +342,8 @@ extern const Backend BACKEND_CPU;
  * 1, one line): built without CUDA, no driver or too old a one, no such device, a compute
  * capability below 8.0, cuBLASLt or cuDNN missing or too old, a device that does not open. */
 const Backend *cuda_backend(int index, Error *e);
-/* The same table without a device, for plans: only conv_packed and the *_workspace functions may be
- * called, with stream NULL. NULL: built without CUDA. */
+/* What plans for a GPU ask of its table, with CUDA or without: only conv_packed and the *_workspace
+ * functions are there, and take stream NULL. */
 const Backend *cuda_table(void);
 /* The first `max` GPUs into `list`; answers how many there are. 0: none can be used, and *e says
  * why. */

@@ -21,12 +21,11 @@ const Backend *device_backend(const Config *c) {
     if (c->device.kind == DEVICE_CPU) return &BACKEND_CPU;
     const Backend *k = cuda_backend(index_of(c), &e);
     if (k) return k;
-    if (c->device.kind == DEVICE_AUTO) return &BACKEND_CPU;
-    fprintf(stderr, "cogsmith: device=cuda: %s\n", e.text);
-    exit(e.exit_code);
+    if (c->device.kind == DEVICE_CUDA) config_die(c, "device", "%s", e.text);
+    return &BACKEND_CPU;
 }
 
-DType device_compute(const Config *c, const Backend *k, DType form) {
+DType device_compute(const Config *c, const Backend *k) {
     static const DType TYPES[] = {
         [NUMBERS_F32] = DT_F32, [NUMBERS_BF16] = DT_BF16, [NUMBERS_F16] = DT_F16};
     NumbersChoice asked = c->train.precision;
@@ -34,7 +33,7 @@ DType device_compute(const Config *c, const Backend *k, DType form) {
         config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
     if (on_cpu(k)) return DT_REAL;
     if (asked != NUMBERS_AUTO) return TYPES[asked];
-    return form == DT_F16 ? DT_F16 : DT_BF16;
+    return DT_BF16;
 }
 
 Device device_of_vae(const Config *c) {

@@ -24,7 +24,8 @@ static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     plan_homes(s.plan, (int)c->train.accumulate);
     if (c->memory.activations.home == PLACE_HOST) plan_stash(s.plan);
     if (c->memory.prefetch == PREFETCH_ON) plan_prefetch(s.plan);
-    plan_place(s.plan, &(Ctx){.k = m->foreign ? NULL : m->memory.k, .stream = m->stream});
+    Ctx here = {.k = m->memory.k, .stream = m->stream}, there = {.k = cuda_table()};
+    plan_place(s.plan, m->foreign ? &there : &here);
     return s;
 }
 

@@ -17,6 +17,10 @@
 static void check_settings(const Config *c) {
     config_require(c, "model.path", "train");
     config_require(c, "data.path", "train");
+    if (c->train.precision == NUMBERS_F16)
+        config_die(c, "train.precision",
+                   "training in f16 needs a scaled loss, which is not built yet; expected bf16 or "
+                   "f32");
     if (c->train.validate_every && !c->data.holdout)
         config_die(c, "train.validate_every", "there are no held-out clips; set data.holdout");
 }

@@ -1,5 +1,6 @@
 /* `cogsmith plan`: what a run will need, from config.json alone. */
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/native.h"
 #include "trainer/planner.h"
@@ -75,7 +76,7 @@ static void count_resident(Report *r) {
 }
 
 static Profile pick_profile(const Config *c) {
-    if (!c->plan.device) return profile_measure();
+    if (!c->plan.device) return device_profile(c);
     const Profile *p = profile_find(c->plan.device);
     char names[200];
     profile_list(names, sizeof names);
