@@ -25,7 +25,7 @@ const Backend *device_backend(const Config *c) {
     return &BACKEND_CPU;
 }
 
-DType device_compute(const Config *c, const Backend *k) {
+DType device_compute(const Config *c, const Backend *k, DType form) {
     static const DType TYPES[] = {
         [NUMBERS_F32] = DT_F32, [NUMBERS_BF16] = DT_BF16, [NUMBERS_F16] = DT_F16};
     NumbersChoice asked = c->train.precision;
@@ -33,7 +33,7 @@ DType device_compute(const Config *c, const Backend *k) {
         config_die(c, "train.precision", "the CPU computes in f32; leave it out or say f32");
     if (on_cpu(k)) return DT_REAL;
     if (asked != NUMBERS_AUTO) return TYPES[asked];
-    return DT_BF16;
+    return form == DT_F16 ? DT_F16 : DT_BF16;
 }
 
 Device device_of_vae(const Config *c) {

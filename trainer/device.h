@@ -9,9 +9,10 @@
  * CPU. Ends the program where the config names one that cannot be used, saying why (exit 2). */
 const Backend *device_backend(const Config *c);
 
-/* The type that steps on `k` compute in: f32 on the CPU; on a GPU (NULL: one that is not here)
- * train.precision, or bf16. Ends the program where the CPU is asked for another. */
-DType device_compute(const Config *c, const Backend *k);
+/* The type that steps on `k` compute in, for weights that rest in `form`: f32 on the CPU; on a GPU
+ * (NULL: one that is not here) train.precision, or the weights' 16-bit type (bf16 for f32). Ends
+ * the program where the CPU is asked for another. */
+DType device_compute(const Config *c, const Backend *k, DType form);
 
 /* Where the autoencoder works, in bf16 on a GPU. */
 Device device_of_vae(const Config *c);

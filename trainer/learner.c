@@ -171,7 +171,7 @@ void learner_bind(Learner *l, bool poison) {
         l->shaped[i].run->poison = poison;
     }
     if (l->trains && l->model->training != TRAIN_NOTHING)
-        l->optim = optim_open(l->model->params, m);
+        l->optim = optim_open(l->model->params, l->model->compute, m);
     l->losses = memory_alloc(m, losses_bytes(l), "losses");
     memory_seal(m, true);
 }
@@ -233,6 +233,11 @@ static double mean_loss(Learner *l, const Shaped *s) {
     return sum / comm->size;
 }
 
+static real loss_grad(const Learner *l, const Micro *micro) {
+    double scale = l->optim.partial ? l->optim.scale.value : 1;
+    return (real)(scale / (micro->micros * l->model->data_ranks));
+}
+
 double learner_micro(Learner *l, const Micro *micro) {
     Shaped *s = &l->shaped[micro->shape];
     const DitConfig *c = &l->model->dit->config;
@@ -246,7 +251,7 @@ double learner_micro(Learner *l, const Micro *micro) {
     run_plan(s->run, &(RunArgs){.seed = micro->seed,
                                 .step = micro->step,
                                 .micro = micro->micro,
-                                .loss_grad = (real)(1.0 / (micro->micros * l->model->data_ranks))});
+                                .loss_grad = loss_grad(l, micro)});
     return s->io.loss ? mean_loss(l, s) : 0;
 }
 

@@ -232,7 +232,7 @@ static void make_params(Model *m, const Config *c, ModelDetail detail) {
     static const DType TYPES[] = {
         [NUMBERS_F32] = DT_F32, [NUMBERS_BF16] = DT_BF16, [NUMBERS_F16] = DT_F16};
     DType form = c->model.dtype == NUMBERS_AUTO ? m->stored : TYPES[c->model.dtype];
-    m->compute = device_compute(c, m->foreign ? NULL : m->memory.k);
+    m->compute = device_compute(c, m->foreign ? NULL : m->memory.k, form);
     m->params = params_open();
     dit_params(m->dit, m->params, m->training == TRAIN_FULL, m->comm->size);
     params_shard(m->params, m->comm, (int)c->ranks.zero);

@@ -17,10 +17,6 @@
 static void check_settings(const Config *c) {
     config_require(c, "model.path", "train");
     config_require(c, "data.path", "train");
-    if (c->train.precision == NUMBERS_F16)
-        config_die(c, "train.precision",
-                   "training in f16 needs a scaled loss, which is not built yet; expected bf16 or "
-                   "f32");
     if (c->train.validate_every && !c->data.holdout)
         config_die(c, "train.validate_every", "there are no held-out clips; set data.holdout");
 }
@@ -130,14 +126,18 @@ static bool compute(Train *t, StepRecord *r, Error *e) {
 static bool update(Train *t, StepRecord *r, Error *e) {
     Model *m = t->model;
     double start = now_seconds();
-    r->grad_norm = optim_grad_norm(&t->learner->optim, m->params, &m->memory, m->stream);
+    Optim *o = &t->learner->optim;
+    r->grad_norm = optim_grad_norm(o, m->params, &m->memory, m->stream);
+    r->skipped = optim_overflowed(o, r->grad_norm);
+    t->at.scale = o->scale;
+    if (r->skipped) return true;
     if (!isfinite(r->grad_norm)) {
         t->diverged = true;
         trouble_gradient(t, e);
         return false;
     }
     r->learning_rate = learning_rate_at(&t->config->train, t->at.step);
-    optim_step(m->params, &t->config->train, r->learning_rate, r->grad_norm, r->step, &m->memory,
+    optim_step(o, m->params, &t->config->train, r->learning_rate, r->grad_norm, r->step, &m->memory,
                m->stream);
     m->memory.k->stream_sync(m->stream);
     r->update_ms = ms_since(start);
@@ -273,6 +273,9 @@ static void begin(Train *t, const char *from) {
     t->previews = previews_open(c, t->samples);
     open_work(t);
     if (from && !checkpoint_load(from, m, &e)) die_error(&e);
+    LossScale *scale = &t->learner->optim.scale;
+    if (from && t->learner->optim.scales) *scale = t->at.scale;
+    t->at.scale = *scale;
     t->saver = saver_open(c, m, t->run.path);
     if (first && !run_folder_begin(&t->run, c, t->at.step, &e)) die_error(&e);
     if (first) report_start(t, from != NULL);

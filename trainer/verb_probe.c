@@ -323,8 +323,9 @@ static void probe_replay(Probe *p, Outputs *out) {
         loss[k] = (float)run_step(p, k);
         double exact = optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
         norm[k] = (float)exact;
-        optim_step(m->params, train, learning_rate_at(train, k), exact, k + 1, &m->memory,
-                   m->stream);
+        if (optim_overflowed(&p->learner->optim, exact)) continue;
+        optim_step(&p->learner->optim, m->params, train, learning_rate_at(train, k), exact, k + 1,
+                   &m->memory, m->stream);
     }
     add_output(out, xstrdup("loss"), 1, &steps, loss);
     add_output(out, xstrdup("grad_norm"), 1, &steps, norm);
