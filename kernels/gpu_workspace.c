@@ -25,6 +25,10 @@ static int64_t slice_bytes; /* 0: not deterministic */
 
 void cuda_attention_deterministic(int64_t bytes) { slice_bytes = bytes; }
 
+void cuda_deterministic(bool repeats) {
+    cuda_attention_deterministic(repeats ? ATTENTION_SLICE_BYTES : 0);
+}
+
 bool attention_suits(const Attention *a) {
     return (a->t == DT_BF16 || a->t == DT_F16) && !a->bias && a->head_size % 8 == 0 &&
            a->head_size <= MAX_SIZE;

@@ -345,6 +345,9 @@ const Backend *cuda_backend(int index, Error *e);
 /* What plans for a GPU ask of its table, with CUDA or without: only conv_packed and the *_workspace
  * functions are there, and take stream NULL. */
 const Backend *cuda_table(void);
+/* Whether attention's backward on a GPU repeats its bits from run to run, at the price of time and
+ * workspace; not at first. Of the whole process, and to be said before plans are placed. */
+void cuda_deterministic(bool repeats);
 /* The first `max` GPUs into `list`; answers how many there are. 0: none can be used, and *e says
  * why. */
 int cuda_devices(CudaDevice *list, int max, Error *e);

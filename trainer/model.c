@@ -317,6 +317,7 @@ static Model *open_model(const Config *c, Training training, ModelDetail detail,
     share_rows(m, c);
     m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
     if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
+    cuda_deterministic(c->train.deterministic);
     m->memory.k = m->host.k = foreign || detail == MODEL_SHAPES ? &BACKEND_CPU : device_backend(c);
     m->host.on_host = true;
     m->memory.host = &m->host;
