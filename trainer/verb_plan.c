@@ -216,7 +216,7 @@ int verb_plan(const Call *call) {
     Model *model = model_open(c, model_training(c), MODEL_SHAPES, r.profile.cuda);
     if (r.profile.cuda) model->host_limit = r.profile.host_bytes;
     r.native = native_pack(c, &model->dit->config);
-    Learner *learner = learner_plan(model, c, &r.native.pack, 1, true, available);
+    Learner *learner = learner_try(model, c, &r.native.pack, 1, true, available);
     r.model = model;
     r.learner = learner;
     r.bytes = learner_bytes(learner);
