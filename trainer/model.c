@@ -350,6 +350,11 @@ Model *model_open_sampling(const Config *c) {
                       adapter_of(c, "sample.adapter", c->sample.adapter));
 }
 
+int64_t model_available(const Model *m, const Config *c) {
+    int64_t now = device_available(c);
+    return c->memory.budget ? now : now + params_device_bytes(m->params);
+}
+
 void model_close(Model *m) {
     if (!m) return;
     m->memory.k->stream_close(m->stream);

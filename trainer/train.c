@@ -1,7 +1,6 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
 #include "trainer/cli.h"
-#include "trainer/device.h"
 #include "trainer/planner.h"
 #include "trainer/same.h"
 #include "trainer/stop.h"
@@ -73,7 +72,7 @@ static void open_data(Train *t, bool resumed) {
 static void open_work(Train *t) {
     const Config *c = t->config;
     Pack pack = samples_pack(t->samples, (int)c->train.batch);
-    int64_t available = device_available(c);
+    int64_t available = model_available(t->model, c);
     t->learner = learner_plan(t->model, c, &pack, 1, true, available);
     available -= learner_bytes(t->learner).total;
     t->holdout = holdout_open(t, available + learner_bytes(t->learner).resident);

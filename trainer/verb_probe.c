@@ -3,7 +3,6 @@
 #include "data/nearest.h"
 #include "trainer/call_files.h"
 #include "trainer/cli.h"
-#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/probe_text.h"
 #include "trainer/probe_vae.h"
@@ -372,7 +371,8 @@ static void run_probe(Config *c, const Inputs *in) {
         die("%s: latents: missing; gradients need latents and noise", in->path);
     cut_batch(&p);
     Pack pack = part_pack(&p);
-    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL, device_available(c));
+    p.learner =
+        learner_plan(p.model, c, &pack, 1, in->latents.values != NULL, model_available(p.model, c));
     learner_bind(p.learner, false);
     p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
     p.target = xcalloc((size_t)p.count, sizeof *p.target);
