@@ -5,77 +5,8 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
-enum { MAX_SIZE = 128, SPARE_BYTES = 16 << 20 };
-
-static int64_t slice_bytes; /* 0: not deterministic */
-
-void cuda_attention_deterministic(int64_t bytes) { slice_bytes = bytes; }
-
-bool attention_suits(const Attention *a) {
-    return (a->t == DT_BF16 || a->t == DT_F16) && !a->bias && a->head_size % 8 == 0 &&
-           a->head_size <= MAX_SIZE;
-}
-
-/* ---- parts ------------------------------------------------------------------------------------
- */
-
-/* Bytes of dS of one head, as cuDNN pads it. */
-static int64_t score_bytes(int64_t rows) {
-    int64_t padded = align_up(MAX(rows, 1), 128);
-    return 2 * padded * padded;
-}
-
-AttentionPart attention_part(const Attention *a, int64_t rows, bool backward) {
-    AttentionPart p = {.t = a->t,
-                       .rows = rows,
-                       .heads = a->heads,
-                       .size = a->head_size,
-                       .row_stride = a->heads * a->head_size,
-                       .lse_stride = a->rows,
-                       .backward = backward,
-                       .deterministic = backward && slice_bytes > 0};
-    if (p.deterministic) {
-        int64_t most = MAX(slice_bytes / score_bytes(rows), 1);
-        int64_t slices = (a->heads + most - 1) / most;
-        p.heads = (a->heads + slices - 1) / slices;
-    }
-    return p;
-}
-
-/* What the best engines of cuDNN 9.19 take on sm_80 to sm_120: some hundred bytes; the
- * deterministic backward dS, too; the other one a second sum of dq, but for sm_90. A bound that is
- * too narrow would quietly lead to a slower engine. */
-static int64_t attention_bound(const AttentionPart *p) {
-    if (!p->backward) return SPARE_BYTES;
-    if (p->deterministic) return SPARE_BYTES + p->heads * score_bytes(p->rows);
-    return SPARE_BYTES + p->heads * align_up(p->rows, 128) * align_up(p->size, 64) * 4;
-}
-
 DnnRules attention_rules(const AttentionPart *p) {
-    return (DnnRules){.workspace = attention_bound(p)};
-}
-
-/* SUM, DQ_SUM and cuDNN's own lie one after the other. */
-static int64_t sum_bytes(const AttentionPart *p) {
-    return p->backward ? align_up(p->heads * p->rows * 4, 256) : 0;
-}
-
-static int64_t dq_sum_bytes(const AttentionPart *p) {
-    return p->backward && !p->deterministic ? align_up(p->heads * p->rows * p->size * 4, 256) : 0;
-}
-
-int64_t attention_part_workspace(const AttentionPart *p) {
-    return sum_bytes(p) + dq_sum_bytes(p) + attention_bound(p);
-}
-
-size_t cuda_attention_workspace(Stream *s, const Attention *a, bool backward) {
-    (void)s;
-    int64_t most = 0;
-    for (int b = 0; attention_suits(a) && b < a->segments; b++) {
-        AttentionPart p = attention_part(a, a->cu_rows[b + 1] - a->cu_rows[b], backward);
-        most = MAX(most, attention_part_workspace(&p));
-    }
-    return (size_t)most;
+    return (DnnRules){.workspace = attention_library_bytes(p)};
 }
 
 /* ---- graphs -----------------------------------------------------------------------------------
@@ -265,12 +196,12 @@ static void run_grad(Stream *s, const AttentionPart *p, void **data) {
     char *memory = s->workspace;
     data[ATTENTION_ONE] = &one;
     data[ATTENTION_SUM] = memory;
-    memory += sum_bytes(p);
+    memory += attention_sum_bytes(p);
     data[ATTENTION_DQ_SUM] = p->deterministic ? NULL : memory;
     if (!p->deterministic)
-        cuda_check(cudaMemsetAsync(memory, 0, (size_t)dq_sum_bytes(p), s->queue),
+        cuda_check(cudaMemsetAsync(memory, 0, (size_t)attention_dq_sum_bytes(p), s->queue),
                    "zeroing attention's workspace");
-    memory += dq_sum_bytes(p);
+    memory += attention_dq_sum_bytes(p);
     dnn_plan_run(plan_of(s, p), cuda_dnn(s), ATTENTION_BACKWARD, data, memory);
 }
 

@@ -49,7 +49,11 @@ DnnGraph *attention_graph(const AttentionPart *p);
 void attention_key(const AttentionPart *p, char key[DNN_KEY]);
 /* What cuDNN may choose from: bytes of its workspace, on every GPU. */
 DnnRules attention_rules(const AttentionPart *p);
-/* Bytes of workspace in all: those, SUM and DQ_SUM. */
+/* Bytes of that, of SUM and of DQ_SUM, which lie behind each other in the workspace, last first;
+ * and of all. */
+int64_t attention_library_bytes(const AttentionPart *p);
+int64_t attention_sum_bytes(const AttentionPart *p);
+int64_t attention_dq_sum_bytes(const AttentionPart *p);
 int64_t attention_part_workspace(const AttentionPart *p);
 
 /* With slice_bytes > 0 attention's backward repeats its bits from run to run (train.deterministic),

@@ -5,77 +5,6 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 
-enum { EIGHT = 8 };
-
-/* Of a group: elements of a tensor, and bytes of what is prepared in the workspace. */
-static const int64_t MAX_ELEMENTS = (int64_t)1 << 30, MAX_PREPARED = (int64_t)256 << 20;
-/* Bytes that cuDNN's own workspace may have. */
-static const int64_t MAX_OWN = (int64_t)128 << 20;
-
-static void check_conv(const Conv *c) {
-    CHECK(c->t == DT_F32 || c->t == DT_BF16 || c->t == DT_F16, "conv: %s", dtype_name(c->t));
-    CHECK((c->kt == 1 || c->kt == 3) && (c->stride == 1 || c->stride == 2) &&
-              (c->enlarge == 1 || (c->enlarge == 2 && c->kt == 1 && c->stride == 1)) &&
-              !(c->add && c->repeat),
-          "conv: kt %lld, stride %lld, enlarge %lld, add %d, repeat %d", (long long)c->kt,
-          (long long)c->stride, (long long)c->enlarge, c->add, c->repeat);
-}
-
-/* ---- groups of frames -------------------------------------------------------------------------
- */
-
-/* Elements of a frame as cuDNN reads and writes it. */
-static int64_t frame_in(const Conv *c) {
-    return c->enlarge * c->height * c->enlarge * c->width * align_up(c->in, EIGHT);
-}
-
-static int64_t frame_out(const Conv *c) {
-    return conv_size_out(c, c->height) * conv_size_out(c, c->width) * align_up(c->out, EIGHT);
-}
-
-/* x is read from the workspace, where it is spread; y is written there, to be brought to its
- * place by conv_finish. */
-static bool spreads(const Conv *c) { return c->enlarge == 2 || c->in % EIGHT; }
-
-static bool finishes(const Conv *c) { return c->t == DT_F32 || c->out % EIGHT; }
-
-static int64_t x_bytes(const Conv *c, int64_t frames) {
-    int64_t bytes = (frames + c->kt - 1) * frame_in(c) * (int64_t)dtype_size(c->t);
-    return spreads(c) ? align_up(bytes, 256) : 0;
-}
-
-static int64_t y_bytes(const Conv *c, int64_t frames) {
-    return finishes(c) ? align_up(frames * frame_out(c) * (int64_t)dtype_size(c->t), 256) : 0;
-}
-
-static bool too_many(const Conv *c, int64_t frames) {
-    return (frames + c->kt - 1) * frame_in(c) > MAX_ELEMENTS ||
-           frames * frame_out(c) > MAX_ELEMENTS ||
-           x_bytes(c, frames) + y_bytes(c, frames) > MAX_PREPARED;
-}
-
-/* Frames of a group, but the last: as equal as can be. Frames that are written apart from each
- * other go one by one: cuDNN copies results that do not lie side by side. */
-static int64_t group_size(const Conv *c) {
-    if (c->repeat && !finishes(c)) return 1;
-    int64_t groups = 1;
-    while (groups < c->frames && too_many(c, (c->frames + groups - 1) / groups)) groups++;
-    return (c->frames + groups - 1) / groups;
-}
-
-ConvPart conv_part(const Conv *c, int64_t first) {
-    check_conv(c);
-    return (ConvPart){.t = c->t,
-                      .frames = MIN(group_size(c), c->frames - first),
-                      .height = c->height * c->enlarge,
-                      .width = c->width * c->enlarge,
-                      .in = align_up(c->in, EIGHT),
-                      .out = align_up(c->out, EIGHT),
-                      .kt = c->kt,
-                      .stride = c->stride,
-                      .add = c->add && c->t != DT_F32};
-}
-
 /* ---- graphs -----------------------------------------------------------------------------------
  */
 
@@ -131,7 +60,7 @@ DnnGraph *conv_graph(const ConvPart *p) {
 }
 
 DnnRules conv_rules(const ConvPart *p) {
-    return (DnnRules){.workspace = MAX_OWN, .exact = p->t == DT_F32};
+    return (DnnRules){.workspace = CONV_LIBRARY_BYTES, .exact = p->t == DT_F32};
 }
 
 /* ---- running ----------------------------------------------------------------------------------
@@ -155,27 +84,10 @@ static const DnnPlan *plan_of(Stream *s, const ConvPart *p) {
     return dnn_plans_find(cache->plans, key, &rules, graph_of, p);
 }
 
-int64_t cuda_conv_packed(const Conv *c) {
-    check_conv(c);
-    return align_up(c->out, EIGHT) * align_up(c->in, EIGHT) * c->kt * 9;
-}
-
-/* A bias is copied to where cuDNN can read it. */
-static int64_t bias_bytes(const Conv *c) {
-    return align_up(align_up(c->out, EIGHT) * (int64_t)dtype_size(c->t), 256);
-}
-
-size_t cuda_conv_workspace(Stream *s, const Conv *c) {
-    (void)s;
-    check_conv(c);
-    int64_t frames = group_size(c);
-    return (size_t)(x_bytes(c, frames) + y_bytes(c, frames) + bias_bytes(c) + MAX_OWN);
-}
-
 void cuda_conv_pack(Stream *s, const Conv *c, const void *w, void *packed) {
-    check_conv(c);
+    conv_check_sizes(c);
     const int64_t from[] = {c->out, c->in};
-    const int64_t to[] = {align_up(c->out, EIGHT), align_up(c->in, EIGHT)};
+    const int64_t to[] = {align_up(c->out, CONV_CHANNELS), align_up(c->in, CONV_CHANNELS)};
     conv_spread_weights(s, c->t, from, to, 9 * c->kt, w, packed);
 }
 
@@ -190,13 +102,13 @@ static void *at_frame(const void *frames, int64_t frame, int64_t elements, DType
 
 /* The bias, padded with zeros. */
 static void place_bias(Stream *s, const Conv *c, const void *bias, void *to) {
-    cuda_check(cudaMemsetAsync(to, 0, (size_t)bias_bytes(c), s->queue), "padding a bias");
+    cuda_check(cudaMemsetAsync(to, 0, (size_t)conv_bias_bytes(c), s->queue), "padding a bias");
     copy(s, to, bias, c->out * (int64_t)dtype_size(c->t));
 }
 
 /* The frames that `repeat` writes a second time. */
 static void repeat_frames(Stream *s, const Conv *c, void *y) {
-    int64_t frame = frame_out(c), bytes = frame * (int64_t)dtype_size(c->t);
+    int64_t frame = conv_frame_out(c), bytes = frame * (int64_t)dtype_size(c->t);
     for (int64_t t = 0; t < c->frames; t++) {
         int64_t again = conv_frame_again(c, t);
         if (again >= 0)
@@ -208,26 +120,26 @@ static void repeat_frames(Stream *s, const Conv *c, void *y) {
 /* One group of frames, from `first` on. In the workspace lie x, y, bias, and cuDNN's own. */
 static void run_part(Stream *s, const Conv *c, const ConvPart *p, int64_t first, const void *x,
                      const void *packed, const void *bias, void *y) {
-    char *wide_x = s->workspace, *wide_y = wide_x + x_bytes(c, p->frames);
-    char *wide_bias = wide_y + y_bytes(c, p->frames);
+    char *wide_x = s->workspace, *wide_y = wide_x + conv_x_bytes(c, p->frames);
+    char *wide_bias = wide_y + conv_y_bytes(c, p->frames);
     int64_t height = conv_size_out(c, c->height), width = conv_size_out(c, c->width);
     char *from = at_frame(x, first, c->height * c->width * c->in, c->t);
     char *to = at_frame(y, conv_frame_at(c, first), height * width * c->out, c->t);
     const int64_t in[] = {p->frames + c->kt - 1, c->height, c->width, c->in};
     const int64_t out[] = {p->frames, height, width, c->out};
-    if (spreads(c)) conv_spread_frames(s, c->t, in, c->enlarge, p->in, from, wide_x);
-    if (finishes(c) && p->add) conv_spread_frames(s, c->t, out, 1, p->out, to, wide_y);
+    if (conv_spreads(c)) conv_spread_frames(s, c->t, in, c->enlarge, p->in, from, wide_x);
+    if (conv_finishes(c) && p->add) conv_spread_frames(s, c->t, out, 1, p->out, to, wide_y);
     if (c->t != DT_F32) place_bias(s, c, bias, wide_bias);
-    void *result = finishes(c) ? wide_y : to;
-    void *data[CONV_TENSORS] = {[CONV_X] = spreads(c) ? wide_x : from,
+    void *result = conv_finishes(c) ? wide_y : to;
+    void *data[CONV_TENSORS] = {[CONV_X] = conv_spreads(c) ? wide_x : from,
                                 [CONV_W] = (void *)packed,
                                 [CONV_Y] = result,
                                 [CONV_BIAS] = c->t == DT_F32 ? NULL : wide_bias,
                                 [CONV_ADD] = p->add ? result : NULL};
     for (int i = 0; i < CONV_TENSORS; i++)
         CHECK((uintptr_t)data[i] % 16 == 0, "conv: operand %d is not aligned to 16 bytes", i);
-    dnn_plan_run(plan_of(s, p), cuda_dnn(s), CONV_TENSORS, data, wide_bias + bias_bytes(c));
-    if (finishes(c))
+    dnn_plan_run(plan_of(s, p), cuda_dnn(s), CONV_TENSORS, data, wide_bias + conv_bias_bytes(c));
+    if (conv_finishes(c))
         conv_finish(s, c, first, p->frames, p->out, wide_y, c->t == DT_F32 ? bias : NULL, y);
 }
 
@@ -241,5 +153,5 @@ void cuda_conv(Stream *s, const Conv *c, const void *x, const void *packed, cons
         run_part(s, c, &p, first, x, packed, bias, y);
         first += p.frames;
     }
-    if (!finishes(c)) repeat_frames(s, c, y);
+    if (!conv_finishes(c)) repeat_frames(s, c, y);
 }

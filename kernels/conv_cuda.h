@@ -32,6 +32,22 @@ void conv_key(const ConvPart *p, char key[DNN_KEY]);
 /* What cuDNN may choose from: bytes of its workspace on every GPU, and F32 in f32. */
 DnnRules conv_rules(const ConvPart *p);
 
+/* Channels that cuDNN reads and writes are a multiple of these; bytes that its own workspace may
+ * have. */
+enum { CONV_CHANNELS = 8, CONV_LIBRARY_BYTES = 128 << 20 };
+/* Whether x is read from the workspace, where it is spread, and y written there, to be brought to
+ * its place by conv_finish; bytes that the two, and the bias, take there for so many frames; frames
+ * of a group, but the last. */
+bool conv_spreads(const Conv *c);
+bool conv_finishes(const Conv *c);
+int64_t conv_frame_out(const Conv *c); /* elements of a frame as cuDNN writes it */
+int64_t conv_x_bytes(const Conv *c, int64_t frames);
+int64_t conv_y_bytes(const Conv *c, int64_t frames);
+int64_t conv_bias_bytes(const Conv *c);
+int64_t conv_group_size(const Conv *c);
+/* CHECKs that it is one. */
+void conv_check_sizes(const Conv *c);
+
 /* w [O,I,taps] as [O',taps,I'], zeros beyond O and I. */
 void conv_spread_weights(Stream *s, DType t, const int64_t from[2], const int64_t to[2],
                          int64_t taps, const void *w, void *packed);

@@ -273,5 +273,3 @@ static const Backend BACKEND_CUDA = {
 const Backend *cuda_backend(int index, Error *e) {
     return cuda_open(index, e) ? &BACKEND_CUDA : NULL;
 }
-
-const Backend *cuda_table(void) { return &BACKEND_CUDA; }

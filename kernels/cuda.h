@@ -22,6 +22,9 @@ void *cuda_scratch(Stream *s);
 /* Ends the program (exit 1) when the last launch, of the kernel named, failed. */
 void cuda_check_launch(const char *kernel);
 
+/* Of every product: as NVIDIA advises for its newest devices. */
+enum { GEMM_WORKSPACE = 32 << 20 };
+
 void cuda_cast(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
 size_t cuda_gemm_workspace(Stream *s, const Gemm *g);
 void cuda_gemm(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias, void *c);

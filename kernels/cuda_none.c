@@ -14,8 +14,6 @@ const Backend *cuda_backend(int index, Error *e) {
     return NULL;
 }
 
-const Backend *cuda_table(void) { return NULL; }
-
 int cuda_devices(CudaDevice *list, int max, Error *e) {
     (void)list, (void)max;
     refuse(e);

@@ -13,9 +13,8 @@
 #include <string.h>
 
 enum {
-    GEMM_WORKSPACE = 32 << 20, /* as NVIDIA advises for its newest devices */
-    TRIED = 4,                 /* algorithms */
-    ALIGNMENT = 16,            /* the widest access; more is not told, so as not to count */
+    TRIED = 4,      /* algorithms */
+    ALIGNMENT = 16, /* the widest access; more is not told, so as not to count */
     BUCKETS = 256
 };
 
@@ -269,12 +268,6 @@ static void multiply(Stream *s, const Gemm *g, const void *a, const void *b, con
         CHECK(false, "gemm: cuBLASLt has no algorithm for [%lld,%lld] = [.,%lld] of %s",
               (long long)g->m, (long long)g->n, (long long)g->k, dtype_name(g->type));
     }
-}
-
-/* One number for all, so that a plan needs no device to ask. */
-size_t cuda_gemm_workspace(Stream *s, const Gemm *g) {
-    (void)s;
-    return g->m && g->n && g->k ? GEMM_WORKSPACE : 0;
 }
 
 void cuda_gemm(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias, void *c) {

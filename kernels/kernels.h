@@ -342,9 +342,12 @@ extern const Backend BACKEND_CPU;
  * 1, one line): built without CUDA, no driver or too old a one, no such device, a compute
  * capability below 8.0, cuBLASLt or cuDNN missing or too old, a device that does not open. */
 const Backend *cuda_backend(int index, Error *e);
-/* The same table without a device, for plans: only conv_packed and the *_workspace functions may be
- * called, with stream NULL. NULL: built without CUDA. */
+/* What plans for a GPU ask of its table, with CUDA or without: only conv_packed and the *_workspace
+ * functions are there, and take stream NULL. */
 const Backend *cuda_table(void);
+/* Whether attention's backward on a GPU repeats its bits from run to run, at the price of time and
+ * workspace; not at first. Of the whole process, and to be said before plans are placed. */
+void cuda_deterministic(bool repeats);
 /* The first `max` GPUs into `list`; answers how many there are. 0: none can be used, and *e says
  * why. */
 int cuda_devices(CudaDevice *list, int max, Error *e);

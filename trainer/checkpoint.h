@@ -18,6 +18,7 @@
 #pragma once
 
 #include "trainer/model.h"
+#include "trainer/optim.h"
 
 enum { CHECKPOINT_DIGEST_CHARS = 33 };
 
@@ -27,6 +28,7 @@ typedef struct {
     int64_t samples;                       /* consumed */
     int64_t global_batch;                  /* samples of a step */
     char dataset[CHECKPOINT_DIGEST_CHARS]; /* of the samples (samples.h) */
+    LossScale scale;                       /* see optim.h */
     int world, zero;                       /* ranks and ZeRO stage that wrote it; the saver's */
 } Position;
 

@@ -18,10 +18,11 @@ static const DigestsKind MANIFEST = {
 enum { DIGITS = CHECKPOINT_DIGEST_CHARS - 1 };
 
 bool manifest_write(const char *folder, const Position *at, Error *e) {
-    json_t *j = json_pack("{s:i, s:I, s:I, s:I, s:s, s:i, s:i}", "cogsmith_checkpoint", 1, "step",
-                          (json_int_t)at->step, "samples", (json_int_t)at->samples, "global_batch",
-                          (json_int_t)at->global_batch, "dataset", at->dataset, "world", at->world,
-                          "zero", at->zero);
+    json_t *j = json_pack("{s:i, s:I, s:I, s:I, s:s, s:f, s:I, s:i, s:i}", "cogsmith_checkpoint", 1,
+                          "step", (json_int_t)at->step, "samples", (json_int_t)at->samples,
+                          "global_batch", (json_int_t)at->global_batch, "dataset", at->dataset,
+                          "loss_scale", at->scale.value, "loss_scale_steps",
+                          (json_int_t)at->scale.good_steps, "world", at->world, "zero", at->zero);
     CHECK(j, "checkpoint: JSON");
     return digests_write(folder, &MANIFEST, j, e);
 }
@@ -30,12 +31,14 @@ bool manifest_write(const char *folder, const Position *at, Error *e) {
  */
 
 static bool read_position(json_t *j, const char *folder, Position *at, Error *e) {
-    json_int_t step, samples, global;
+    json_int_t step, samples, global, good = 0;
+    double scale = 1;
     const char *dataset;
     int version, world, zero;
-    if (json_unpack(j, "{s:i, s:I, s:I, s:I, s:s, s:i, s:i}", "cogsmith_checkpoint", &version,
-                    "step", &step, "samples", &samples, "global_batch", &global, "dataset",
-                    &dataset, "world", &world, "zero", &zero) ||
+    if (json_unpack(j, "{s:i, s:I, s:I, s:I, s:s, s?F, s?I, s:i, s:i}", "cogsmith_checkpoint",
+                    &version, "step", &step, "samples", &samples, "global_batch", &global,
+                    "dataset", &dataset, "loss_scale", &scale, "loss_scale_steps", &good, "world",
+                    &world, "zero", &zero) ||
         strlen(dataset) != DIGITS)
         return error_set(e, EXIT_USER, "%.300s: manifest.json: a field is missing. %s", folder,
                          MANIFEST.advice);
@@ -44,8 +47,12 @@ static bool read_position(json_t *j, const char *folder, Position *at, Error *e)
                          "%.300s: is of version %d, and this program reads version 1. Use the "
                          "program that wrote it, or a newer one.",
                          folder, version);
-    *at = (Position){
-        .step = step, .samples = samples, .global_batch = global, .world = world, .zero = zero};
+    *at = (Position){.step = step,
+                     .samples = samples,
+                     .global_batch = global,
+                     .scale = {scale, good},
+                     .world = world,
+                     .zero = zero};
     snprintf(at->dataset, sizeof at->dataset, "%s", dataset);
     return true;
 }

@@ -21,9 +21,8 @@ const Backend *device_backend(const Config *c) {
     if (c->device.kind == DEVICE_CPU) return &BACKEND_CPU;
     const Backend *k = cuda_backend(index_of(c), &e);
     if (k) return k;
-    if (c->device.kind == DEVICE_AUTO) return &BACKEND_CPU;
-    fprintf(stderr, "cogsmith: device=cuda: %s\n", e.text);
-    exit(e.exit_code);
+    if (c->device.kind == DEVICE_CUDA) config_die(c, "device", "%s", e.text);
+    return &BACKEND_CPU;
 }
 
 DType device_compute(const Config *c, const Backend *k, DType form) {

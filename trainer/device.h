@@ -6,13 +6,12 @@
 #include "trainer/profile.h"
 
 /* `auto` is the GPU, for ranks of one machine one each, where this program can use one, else the
- * CPU. Ends the program where the config names one that cannot be used, saying why (exit 1; 2 where
- * no such device can be meant). */
+ * CPU. Ends the program where the config names one that cannot be used, saying why (exit 2). */
 const Backend *device_backend(const Config *c);
 
 /* The type that steps on `k` compute in, for weights that rest in `form`: f32 on the CPU; on a GPU
- * train.precision, or the 16-bit type of the weights (bf16 for f32). Ends the program where the CPU
- * is asked for another. */
+ * (NULL: one that is not here) train.precision, or the weights' 16-bit type (bf16 for f32). Ends
+ * the program where the CPU is asked for another. */
 DType device_compute(const Config *c, const Backend *k, DType form);
 
 /* Where the autoencoder works, in bf16 on a GPU. */

@@ -24,7 +24,8 @@ static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     plan_homes(s.plan, (int)c->train.accumulate);
     if (c->memory.activations.home == PLACE_HOST) plan_stash(s.plan);
     if (c->memory.prefetch == PREFETCH_ON) plan_prefetch(s.plan);
-    plan_place(s.plan, &(Ctx){.k = m->foreign ? NULL : m->memory.k, .stream = m->stream});
+    Ctx here = {.k = m->memory.k, .stream = m->stream}, there = {.k = cuda_table()};
+    plan_place(s.plan, m->foreign ? &there : &here);
     return s;
 }
 
@@ -132,17 +133,36 @@ Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, 
     return l;
 }
 
-Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
-                      int64_t available) {
-    Learner *l = learner_try(m, c, packs, n_packs, trains, available);
-    double over = (double)(learner_bytes(l).total - available);
-    if (c->memory.budget && over > 0)
+/* Ends the program where a plan needs more than there is: on a GPU, where memory.budget says how
+ * much that is, or of the host's memory. What else a CPU has free is only an estimate. */
+static void check_fits(const Learner *l, const Config *c, int64_t available) {
+    const double gib = 1 << 30;
+    const Model *m = l->model;
+    LearnerBytes b = learner_bytes(l);
+    if (b.host > m->host_limit)
+        die("%.2f GiB of host memory are needed for what rests or waits there, and %.2f GiB are "
+            "free. memory.optimizer.home, memory.activations.home and memory.base.home say what "
+            "that is; fewer frames or a smaller size need less",
+            (double)b.host / gib, (double)m->host_limit / gib);
+    if (b.total <= available) return;
+    if (c->memory.budget)
         config_die(
             c, "memory.budget",
             "%.2f GiB is too little by %.2f GiB. Fewer frames, a smaller size, batch or rank "
             "need less%s",
-            (double)c->memory.budget / (1 << 30), over / (1 << 30),
+            (double)c->memory.budget / gib, (double)(b.total - available) / gib,
             l->recompute < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
+    if (m->memory.k != &BACKEND_CPU)
+        die("%.2f GiB of the GPU's memory are needed, and %.2f GiB are free. Set memory.budget to "
+            "what there is, and what can rest in host memory moves there; fewer frames or a "
+            "smaller size need less. `cogsmith plan` says what takes how much",
+            (double)b.total / gib, (double)available / gib);
+}
+
+Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
+                      int64_t available) {
+    Learner *l = learner_try(m, c, packs, n_packs, trains, available);
+    check_fits(l, c, available);
     return l;
 }
 
@@ -170,7 +190,7 @@ void learner_bind(Learner *l, bool poison) {
         l->shaped[i].run->poison = poison;
     }
     if (l->trains && l->model->training != TRAIN_NOTHING)
-        l->optim = optim_open(l->model->params, m);
+        l->optim = optim_open(l->model->params, l->model->compute, m);
     l->losses = memory_alloc(m, losses_bytes(l), "losses");
     memory_seal(m, true);
 }
@@ -234,6 +254,11 @@ static double mean_loss(Learner *l, const Shaped *s) {
     return sum / comm->size;
 }
 
+static real loss_grad(const Learner *l, const Micro *micro) {
+    double scale = l->optim.partial ? l->optim.scale.value : 1;
+    return (real)(scale / (micro->micros * l->model->data_ranks));
+}
+
 double learner_micro(Learner *l, const Micro *micro) {
     Shaped *s = &l->shaped[micro->shape];
     const DitConfig *c = &l->model->dit->config;
@@ -247,7 +272,7 @@ double learner_micro(Learner *l, const Micro *micro) {
     run_plan(s->run, &(RunArgs){.seed = micro->seed,
                                 .step = micro->step,
                                 .micro = micro->micro,
-                                .loss_grad = (real)(1.0 / (micro->micros * l->model->data_ranks))});
+                                .loss_grad = loss_grad(l, micro)});
     return s->io.loss ? mean_loss(l, s) : 0;
 }
 

@@ -376,6 +376,7 @@ static Model *open_model(const Config *c, Training training, ModelDetail detail,
     share_rows(m, c);
     m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
     if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
+    cuda_deterministic(c->train.deterministic);
     m->memory.k = m->host.k = foreign || detail == MODEL_SHAPES ? &BACKEND_CPU : device_backend(c);
     m->host.on_host = true;
     m->memory.host = &m->host;
@@ -406,6 +407,11 @@ Model *model_open(const Config *c, Training training, ModelDetail detail, bool f
 Model *model_open_sampling(const Config *c) {
     return open_model(c, TRAIN_NOTHING, MODEL_WEIGHTS, false,
                       adapter_of(c, "sample.adapter", c->sample.adapter));
+}
+
+int64_t model_available(const Model *m, const Config *c) {
+    int64_t now = device_available(c);
+    return c->memory.budget ? now : now + params_device_bytes(m->params);
 }
 
 void model_close(Model *m) {

@@ -6,8 +6,9 @@
 
 enum { NORM_CHUNK = 1024 };
 
-Optim optim_open(const ParamSet *p, Memory *m) {
-    Optim o = {0};
+Optim optim_open(const ParamSet *p, DType compute, Memory *m) {
+    Optim o = {.scales = compute == DT_F16 && DT_REAL != DT_F16};
+    o.scale.value = o.scales ? LOSS_SCALE_FIRST : 1;
     for (int i = 0; i < p->n_buckets; i++)
         if (p->bucket[i].trained) o.chunks += p->bucket[i].count / NORM_CHUNK;
     o.partial = memory_alloc(m, (size_t)o.chunks * sizeof *o.partial, "gradient norm");
@@ -37,7 +38,7 @@ static int64_t bucket_partials(const ParamSet *p, const Bucket *b, double *to, M
     return chunks;
 }
 
-double optim_grad_norm(Optim *o, const ParamSet *p, Memory *m, Stream *s) {
+double optim_grad_norm(const Optim *o, const ParamSet *p, Memory *m, Stream *s) {
     double *to = o->partial;
     for (int i = 0; i < p->n_buckets; i++)
         if (p->bucket[i].trained) to += bucket_partials(p, &p->bucket[i], to, m, s);
@@ -46,7 +47,18 @@ double optim_grad_norm(Optim *o, const ParamSet *p, Memory *m, Stream *s) {
     m->k->stream_sync(s);
     for (int64_t i = 0; i < o->chunks; i++) sum += host[i];
     free(host);
-    return sqrt(sum);
+    return sqrt(sum) / o->scale.value;
+}
+
+bool optim_overflowed(Optim *o, double grad_norm) {
+    if (!o->scales) return false;
+    bool overflowed = !isfinite(grad_norm) && o->scale.value > 1;
+    if (overflowed) {
+        o->scale = (LossScale){o->scale.value / 2, 0};
+    } else if (++o->scale.good_steps == LOSS_SCALE_STEPS) {
+        o->scale = (LossScale){o->scale.value * 2, 0};
+    }
+    return overflowed;
 }
 
 /* Elements [from, to) of the bucket, as far as their moments rest here. */
@@ -67,8 +79,8 @@ static void share_masters(const ParamSet *p, const Bucket *b, Stream *s) {
     p->comm->all_gather(p->comm, s, DT_REAL, b->shard.count, master + b->shard.from, master);
 }
 
-void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, double grad_norm,
-                int64_t step, Memory *m, Stream *s) {
+void optim_step(const Optim *o, const ParamSet *p, const TrainConfig *c, double learning_rate,
+                double grad_norm, int64_t step, Memory *m, Stream *s) {
     double clip = c->clip_norm > 0 ? fmin(1, c->clip_norm / (grad_norm + 1e-6)) : 1;
     double beta1 = c->betas.items[0], beta2 = c->betas.items[1];
     AdamW all = {.learning_rate = (real)learning_rate,
@@ -78,7 +90,7 @@ void optim_step(const ParamSet *p, const TrainConfig *c, double learning_rate, d
                  .weight_decay = (real)c->weight_decay,
                  .correction1 = (real)(1 - pow(beta1, (double)step)),
                  .correction2 = (real)(1 - pow(beta2, (double)step)),
-                 .grad_scale = (real)clip};
+                 .grad_scale = (real)(clip / o->scale.value)};
     AdamW undecayed = all;
     undecayed.weight_decay = 0;
     for (int i = 0; i < p->n_buckets; i++) {

@@ -1,6 +1,5 @@
 /* Owns the denoising loop. */
 #include "trainer/sampler.h"
-#include "trainer/device.h"
 
 #include "trainer/profile.h"
 
@@ -24,7 +23,9 @@ struct Sampler {
 /* ---- opening ----------------------------------------------------------------------------------
  */
 
-static Learner *plan(const Sampler *s, const Config *c, const ClipSize *size, int samples) {
+/* must_fit: else the program ends. */
+static Learner *plan(const Sampler *s, const Config *c, const ClipSize *size, int samples,
+                     bool must_fit) {
     const DitConfig *dit = &s->model->dit->config;
     int64_t fhw[2][3], text_rows[2];
     for (int i = 0; i < 2; i++) {
@@ -32,20 +33,19 @@ static Learner *plan(const Sampler *s, const Config *c, const ClipSize *size, in
         text_rows[i] = dit->text_length;
     }
     Pack pack = {samples, (const int64_t(*)[3])fhw, text_rows};
-    return learner_plan(s->model, c, &pack, 1, false, device_available(c));
+    int64_t available = model_available(s->model, c);
+    return (must_fit ? learner_plan : learner_try)(s->model, c, &pack, 1, false, available);
 }
 
 /* Both halves in one pack, so that weights travel once a step; one after the other where that does
  * not fit. */
 static void plan_halves(Sampler *s, const Config *c, const ClipSize *size) {
-    Config any = *c;
-    any.memory.budget = 0; /* too much is no mistake yet */
     s->together = s->halves;
-    s->learner = plan(s, &any, size, s->together);
-    if (learner_bytes(s->learner).total <= device_available(c)) return;
+    s->learner = plan(s, c, size, s->together, s->together == 1);
+    if (s->together == 1 || learner_bytes(s->learner).total <= model_available(s->model, c)) return;
     learner_close(s->learner);
     s->together = 1;
-    s->learner = plan(s, c, size, 1);
+    s->learner = plan(s, c, size, 1, true);
 }
 
 static float *floats(int64_t n) { return xcalloc((size_t)n, sizeof(float)); }

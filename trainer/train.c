@@ -1,7 +1,6 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
 #include "trainer/cli.h"
-#include "trainer/device.h"
 #include "trainer/planner.h"
 #include "trainer/same.h"
 #include "trainer/stop.h"
@@ -73,7 +72,7 @@ static void open_data(Train *t, bool resumed) {
 static void open_work(Train *t) {
     const Config *c = t->config;
     Pack pack = samples_pack(t->samples, (int)c->train.batch);
-    int64_t available = device_available(c);
+    int64_t available = model_available(t->model, c);
     t->learner = learner_plan(t->model, c, &pack, 1, true, available);
     available -= learner_bytes(t->learner).total;
     t->holdout = holdout_open(t, available + learner_bytes(t->learner).resident);
@@ -126,14 +125,18 @@ static bool compute(Train *t, StepRecord *r, Error *e) {
 static bool update(Train *t, StepRecord *r, Error *e) {
     Model *m = t->model;
     double start = now_seconds();
-    r->grad_norm = optim_grad_norm(&t->learner->optim, m->params, &m->memory, m->stream);
+    Optim *o = &t->learner->optim;
+    r->grad_norm = optim_grad_norm(o, m->params, &m->memory, m->stream);
+    r->skipped = optim_overflowed(o, r->grad_norm);
+    t->at.scale = o->scale;
+    if (r->skipped) return true;
     if (!isfinite(r->grad_norm)) {
         t->diverged = true;
         trouble_gradient(t, e);
         return false;
     }
     r->learning_rate = learning_rate_at(&t->config->train, t->at.step);
-    optim_step(m->params, &t->config->train, r->learning_rate, r->grad_norm, r->step, &m->memory,
+    optim_step(o, m->params, &t->config->train, r->learning_rate, r->grad_norm, r->step, &m->memory,
                m->stream);
     m->memory.k->stream_sync(m->stream);
     r->update_ms = ms_since(start);
@@ -269,6 +272,9 @@ static void begin(Train *t, const char *from) {
     t->previews = previews_open(c, t->samples);
     open_work(t);
     if (from && !checkpoint_load(from, m, &e)) die_error(&e);
+    LossScale *scale = &t->learner->optim.scale;
+    if (from && t->learner->optim.scales) *scale = t->at.scale;
+    t->at.scale = *scale;
     t->saver = saver_open(c, m, t->run.path);
     if (first && !run_folder_begin(&t->run, c, t->at.step, &e)) die_error(&e);
     if (first) report_start(t, from != NULL);

@@ -45,6 +45,7 @@ typedef struct {
     double update_ms;           /* norm and optimizer */
     double holdout_ms, copy_ms; /* the held-out loss; what a checkpoint keeps the step waiting */
     double holdout_loss;        /* NaN: not asked for at this step */
+    bool skipped; /* f16: gradients overflowed, the step left the weights as they were */
 } StepRecord;
 
 /* ---- train_report.c ---- */

@@ -86,7 +86,8 @@ static char *metric_line(const Train *t, const StepRecord *r) {
     json_t *j = json_object();
     json_object_set_new(j, "step", json_integer(r->step));
     json_object_set_new(j, "loss", number(r->loss));
-    json_object_set_new(j, "grad_norm", number(r->grad_norm));
+    json_object_set_new(j, "grad_norm", r->skipped ? json_null() : number(r->grad_norm));
+    if (r->skipped) json_object_set_new(j, "skipped", json_true());
     json_object_set_new(j, "learning_rate", number(r->learning_rate));
     json_object_set_new(j, "samples", json_integer(t->at.samples));
     if (!isnan(r->holdout_loss)) json_object_set_new(j, "holdout_loss", number(r->holdout_loss));

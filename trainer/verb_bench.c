@@ -35,7 +35,8 @@ static double train_once(StepBench *b, const Micro *micro, int64_t step) {
     double start = now_seconds();
     learner_micro(b->learner, micro);
     double norm = optim_grad_norm(&b->learner->optim, m->params, &m->memory, m->stream);
-    optim_step(m->params, train, train->learning_rate, norm, step, &m->memory, m->stream);
+    optim_step(&b->learner->optim, m->params, train, train->learning_rate, norm, step, &m->memory,
+               m->stream);
     m->memory.k->stream_sync(m->stream);
     return now_seconds() - start;
 }

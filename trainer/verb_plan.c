@@ -1,5 +1,6 @@
 /* `cogsmith plan`: what a run will need, from config.json alone. */
 #include "trainer/cli.h"
+#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/native.h"
 #include "trainer/planner.h"
@@ -17,6 +18,7 @@ typedef struct {
     LearnerBytes bytes;
     int64_t masters, moments, base; /* parts of bytes.resident */
     int64_t mapped;                 /* bytes of the base model that rest in its files */
+    int64_t available;              /* on the device, less the context */
     int64_t peak_bytes;             /* on the device, context included */
     double micro_sent;              /* bytes that a rank sends in a micro-step */
     Cost step;                      /* one optimizer step */
@@ -75,7 +77,7 @@ static void count_resident(Report *r) {
 }
 
 static Profile pick_profile(const Config *c) {
-    if (!c->plan.device) return profile_measure();
+    if (!c->plan.device) return device_profile(c);
     const Profile *p = profile_find(c->plan.device);
     char names[200];
     profile_list(names, sizeof names);
@@ -95,6 +97,16 @@ static void predict(Report *r) {
 
 static void print_bytes(const char *name, int64_t bytes, const char *note) {
     printf("  %-24s %10.3f GiB  %s\n", name, (double)bytes / (1 << 30), note);
+}
+
+static bool fits(const Report *r) { return r->planning.tried[r->planning.chosen].fits; }
+
+static void print_fits(const Report *r) {
+    double gib = 1 << 30;
+    if (fits(r)) return;
+    printf("fits      no: there are %.3f GiB of device memory and %.3f GiB of host memory\n",
+           (double)(r->available + r->profile.context_bytes) / gib,
+           (double)r->model->host_limit / gib);
 }
 
 /* What the planner would have taken next. */
@@ -174,17 +186,18 @@ static void print_table(const Report *r) {
     if (r->step_seconds > 1.001 * r->planning.unlimited_seconds)
         printf("; %.4g s without a limit of memory", r->planning.unlimited_seconds);
     printf("\n");
+    print_fits(r);
     print_next(r);
 }
 
 static void print_json(const Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
-    json_t *choices = json_pack("{s:s, s:I, s:s, s:s, s:s, s:b, s:s, s:s}", "recompute",
-                                recompute_name(r->learner->recompute), "recomputed_blocks",
-                                (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false),
-                                "optimizer_home", home_of(r, true), "activations_home",
-                                activations_home(r), "prefetch", prefetches(r), "compute",
-                                dtype_name(r->model->compute), "device", r->profile.name);
+    json_t *choices = json_pack(
+        "{s:s, s:I, s:s, s:s, s:s, s:b, s:b, s:s, s:s}", "recompute",
+        recompute_name(r->learner->recompute), "recomputed_blocks",
+        (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false), "optimizer_home",
+        home_of(r, true), "activations_home", activations_home(r), "prefetch", prefetches(r),
+        "fits", fits(r), "compute", dtype_name(r->model->compute), "device", r->profile.name);
     json_t *j = json_pack(
         "{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
         "s:I, s:i, s:o}",
@@ -209,13 +222,13 @@ int verb_plan(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "plan");
     Report r = {.config = c, .profile = pick_profile(c)};
-    int64_t available = available_bytes(c->memory.budget, &r.profile);
+    int64_t available = r.available = available_bytes(c->memory.budget, &r.profile);
     r.planning = planner_try(c, model_training(c), &r.profile, r.profile.cuda, available);
     planner_apply(c, &r.planning, available);
     Model *model = model_open(c, model_training(c), MODEL_SHAPES, r.profile.cuda);
     if (r.profile.cuda) model->host_limit = r.profile.host_bytes;
     r.native = native_pack(c, &model->dit->config);
-    Learner *learner = learner_plan(model, c, &r.native.pack, 1, true, available);
+    Learner *learner = learner_try(model, c, &r.native.pack, 1, true, available);
     r.model = model;
     r.learner = learner;
     r.bytes = learner_bytes(learner);

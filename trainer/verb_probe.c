@@ -3,7 +3,6 @@
 #include "data/nearest.h"
 #include "trainer/call_files.h"
 #include "trainer/cli.h"
-#include "trainer/device.h"
 #include "trainer/learner.h"
 #include "trainer/probe_text.h"
 #include "trainer/probe_vae.h"
@@ -323,8 +322,9 @@ static void probe_replay(Probe *p, Outputs *out) {
         loss[k] = (float)run_step(p, k);
         double exact = optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
         norm[k] = (float)exact;
-        optim_step(m->params, train, learning_rate_at(train, k), exact, k + 1, &m->memory,
-                   m->stream);
+        if (optim_overflowed(&p->learner->optim, exact)) continue;
+        optim_step(&p->learner->optim, m->params, train, learning_rate_at(train, k), exact, k + 1,
+                   &m->memory, m->stream);
     }
     add_output(out, xstrdup("loss"), 1, &steps, loss);
     add_output(out, xstrdup("grad_norm"), 1, &steps, norm);
@@ -371,7 +371,8 @@ static void run_probe(Config *c, const Inputs *in) {
         die("%s: latents: missing; gradients need latents and noise", in->path);
     cut_batch(&p);
     Pack pack = part_pack(&p);
-    p.learner = learner_plan(p.model, c, &pack, 1, in->latents.values != NULL, device_available(c));
+    p.learner =
+        learner_plan(p.model, c, &pack, 1, in->latents.values != NULL, model_available(p.model, c));
     learner_bind(p.learner, false);
     p.noisy = xcalloc((size_t)p.count, sizeof *p.noisy);
     p.target = xcalloc((size_t)p.count, sizeof *p.target);

@@ -1,21 +1,13 @@
 /* The plan and its passes: bit-equal results whatever they insert, lives that never meet in one
  * place, and proof that a wrong life would show. */
 #define _POSIX_C_SOURCE 200809L
-#include "tests/autograd/blocks.h"
+#include "tests/autograd/passes.h"
 
 #include <omp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-typedef Recompute Policy[N_BLOCKS + 1];
-static const Policy NONE = {0};
-static const Policy POLICIES[] = {
-    {0, RECOMPUTE_SELECTIVE, RECOMPUTE_SELECTIVE, RECOMPUTE_SELECTIVE},
-    {0, RECOMPUTE_BLOCK, RECOMPUTE_BLOCK, RECOMPUTE_BLOCK},
-    {0, RECOMPUTE_BLOCK, RECOMPUTE_NONE, RECOMPUTE_SELECTIVE},
-};
 
 /* Runs `body` in a child that must abort, as a CHECK does. */
 static void expect_abort(const char *what, void (*body)(void *), void *arg) {
@@ -33,139 +25,8 @@ static void expect_abort(const char *what, void (*body)(void *), void *arg) {
     if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT) fail_msg("%s: no abort", what);
 }
 
-/* ---- results as numbers -----------------------------------------------------------------------
- */
-
-/* Loss, losses per sample, prediction and all gradients, end to end. */
-typedef struct {
-    real *x;
-    int64_t n;
-} Result;
-
-static void take(Result *r, const real *values, int64_t n) {
-    r->x = xrealloc(r->x, (size_t)(r->n + n) * sizeof *r->x);
-    memcpy(r->x + r->n, values, (size_t)n * sizeof *values);
-    r->n += n;
-}
-
-static void take_tensor(Result *r, Scene *s, const Tensor *t) {
-    real *values = scene_read(s, t);
-    take(r, values, tensor_count(t));
-    BACKEND_CPU.release(values);
-}
-
-static void take_grads(Result *r, const ParamSet *p) {
-    for (int i = 0; i < p->n_params; i++)
-        if (p->param[i].trained) take(r, param_grad(p, i), param_count(&p->param[i]));
-}
-
-static Result result_of(const Blocks *b, Scene *s) {
-    Result r = {0};
-    take_tensor(&r, s, s->plan->loss);
-    take_tensor(&r, s, s->plan->loss->from->in[0]);
-    take_grads(&r, b->params);
-    return r;
-}
-
-static bool same(Result a, Result b) {
-    return a.n == b.n && !memcmp(a.x, b.x, (size_t)a.n * sizeof *a.x);
-}
-
-static bool finite(Result r) {
-    for (int64_t i = 0; i < r.n; i++)
-        if (!isfinite(r.x[i])) return false;
-    return true;
-}
-
-static void expect_result(const char *what, Result got, Result want) {
-    assert_true(got.n > 1000 && finite(want));
-    if (!same(got, want)) fail_msg("%s: the bits differ", what);
-    free(got.x);
-}
-
-/* ---- what every plan must be ------------------------------------------------------------------
- */
-
-static int64_t bytes_of(const Life *life) { return (int64_t)tensor_bytes(life->tensor); }
-
-/* Lives that meet in time meet in memory only where one hands it to the other. */
-static void check_places(const Plan *p) {
-    for (int j = 0; j < p->n_lives; j++) {
-        const Life *b = &p->lives[j];
-        assert_true(b->from <= b->to && b->to <= p->n_steps && b->offset % 256 == 0);
-        assert_true(b->offset >= 0 && b->offset + bytes_of(b) <= p->arena_bytes);
-        for (int i = 0; i < j; i++) {
-            const Life *a = &p->lives[i];
-            bool time = a->from <= b->to && b->from <= a->to;
-            bool place = a->offset < b->offset + bytes_of(b) && b->offset < a->offset + bytes_of(a);
-            bool handed = b->taken_from == i && a->given && a->to == b->from &&
-                          a->offset == b->offset && bytes_of(a) == bytes_of(b);
-            if (time && place && !handed)
-                fail_msg("%s [%d,%d] and %s [%d,%d] lie in one place", a->tensor->name, a->from,
-                         a->to, b->tensor->name, b->from, b->to);
-        }
-    }
-}
-
-typedef struct {
-    const Plan *plan;
-    int step;
-} At;
-
-static void check_alive(Tensor *t, bool define, void *arg) {
-    const At *at = arg;
-    const Tensor *root = tensor_root(t);
-    int lives = 0;
-    (void)define;
-    for (int i = 0; i < at->plan->n_lives; i++) {
-        const Life *life = &at->plan->lives[i];
-        lives += life->tensor == root && life->from <= at->step && at->step <= life->to;
-    }
-    int want = !root->resident && root->role != ROLE_CONST;
-    if (lives != want) fail_msg("%s has %d lives at step %d", t->name, lives, at->step);
-}
-
-static void check_plan(const Plan *p) {
-    check_places(p);
-    for (int i = 0; i < p->n_steps; i++) {
-        At at = {p, i};
-        step_touch(p, &p->steps[i], check_alive, &at);
-    }
-    assert_true(p->live_bytes <= p->arena_bytes);
-}
-
-static int count_steps(const Plan *p, Phase phase) {
-    int n = 0;
-    for (int i = 0; i < p->n_steps; i++) n += p->steps[i].phase == phase;
-    return n;
-}
-
-/* Opens, runs `times` times with the same numbers, and closes. */
-static Result run_blocks(BlocksKind kind, const Recompute *policy, int times) {
-    Blocks b = blocks_open(kind);
-    Scene s = scene_open(31, b.params);
-    blocks_plan(&b, &s, policy, 1);
-    scene_place(&s);
-    check_plan(s.plan);
-    s.run->late = kind.late;
-    int allocations = s.memory.allocations;
-    for (int i = 0; i < times; i++) scene_run(&s);
-    assert_int_equal(s.memory.allocations, allocations);
-    assert_int_equal(s.run->high_water_bytes, s.plan->arena_bytes);
-    Result r = result_of(&b, &s);
-    scene_close(&s);
-    blocks_close(&b);
-    return r;
-}
-
 /* ---- bits -------------------------------------------------------------------------------------
  */
-
-static const BlocksKind KINDS[] = {
-    {.form = DT_REAL},
-    {.form = DT_REAL, .dropout = (real)0.3},
-    {.form = DT_REAL, .full = true},
-};
 
 static void recomputation_keeps_the_bits(void **state) {
     (void)state;
@@ -271,151 +132,6 @@ static void accumulation_is_a_sum_in_order(void **state) {
             expect_result("accumulated", accumulate(KINDS[k], micros, true), want);
             free(want.x);
         }
-}
-
-static void gathered_weights_keep_the_bits(void **state) {
-    (void)state;
-    static const DType MIXED[] = {DT_BF16, DT_F16, DT_F32}, BF16[] = {DT_BF16, DT_BF16, DT_BF16};
-    const Recompute *policies[] = {NONE, POLICIES[0], POLICIES[1]};
-    for (int i = 0; i < 3; i++) {
-        BlocksKind file = {.home = HOME_FILE, .files = MIXED};
-        BlocksKind resident = {.form = DT_REAL, .files = MIXED};
-        Result want = run_blocks(resident, NONE, 1);
-        expect_result("from files", run_blocks(file, policies[i], 2), want);
-        free(want.x);
-        BlocksKind half = {.form = DT_BF16, .files = BF16};
-        resident.files = BF16;
-        want = run_blocks(resident, NONE, 1);
-        expect_result("from bf16 on the device", run_blocks(half, policies[i], 2), want);
-        free(want.x);
-    }
-}
-
-/* Base, masters and activations in host memory, alone and together. */
-static void host_homes_keep_the_bits(void **state) {
-    (void)state;
-    const Recompute *policies[] = {NONE, POLICIES[0], POLICIES[1]};
-    for (size_t k = 0; k < COUNT(KINDS); k++) {
-        Result want = run_blocks(KINDS[k], NONE, 1);
-        for (int where = 1; where < 8; where++)
-            for (int i = 0; i < 3; i++) {
-                BlocksKind kind = KINDS[k];
-                if (where & 1) kind.home = HOME_HOST;
-                kind.host_trained = where & 2;
-                kind.stash = where & 4;
-                expect_result("from the host", run_blocks(kind, policies[i], 2), want);
-            }
-        free(want.x);
-    }
-}
-
-/* Whether what moves beside the steps comes and goes as early or as late as it may: the same bits.
- */
-static void moves_beside_the_steps_keep_the_bits(void **state) {
-    (void)state;
-    const Recompute *policies[] = {NONE, POLICIES[0], POLICIES[1]};
-    for (size_t k = 0; k < COUNT(KINDS); k++) {
-        Result want = run_blocks(KINDS[k], NONE, 1);
-        for (int how = 0; how < 8 * 2; how++)
-            for (int i = 0; i < 3; i++) {
-                BlocksKind kind = KINDS[k];
-                kind.home = how & 1 ? HOME_HOST : HOME_FILE;
-                kind.host_trained = how & 2;
-                kind.stash = how & 4;
-                kind.late = how & 8;
-                kind.prefetch = true;
-                expect_result("beside the steps", run_blocks(kind, policies[i], 2), want);
-            }
-        free(want.x);
-    }
-}
-
-/* Every move is waited for once; what comes sets out while the segment before is at work, and is
- * waited for before its first use. */
-static void moves_set_out_a_segment_ahead(void **state) {
-    (void)state;
-    BlocksKind kind = {.home = HOME_FILE, .full = true, .host_trained = true, .stash = true};
-    kind.prefetch = true;
-    Blocks b = blocks_open(kind);
-    Scene s = scene_open(31, b.params);
-    blocks_plan(&b, &s, POLICIES[0], 1);
-    const Plan *p = s.plan;
-    int ahead = 0, moves = 0;
-    for (int i = 0; i < p->n_steps; i++) {
-        const Step *m = &p->steps[i];
-        if (m->node || m->phase == WAIT) continue;
-        int j = i + 1, segments = 0, segment = -1;
-        for (; j < p->n_steps; j++) {
-            const Step *w = &p->steps[j];
-            if (w->phase == WAIT && w->of == m->phase && w->bucket == m->bucket &&
-                w->parked == m->parked)
-                break;
-            if (!w->node || w->node->segment == segment) continue;
-            segments++;
-            segment = w->node->segment;
-        }
-        if (j == p->n_steps) fail_msg("nobody waits for move %d", i);
-        assert_true(m->waited);
-        moves++;
-        ahead += segments > 0;
-    }
-    assert_int_equal(moves, count_steps(p, WAIT));
-    assert_true(ahead >= moves - 4); /* what the first segment needs cannot set out before */
-    scene_close(&s);
-    blocks_close(&b);
-}
-
-/* Every value that crosses into the backward half is parked once and comes back once, and is not
- * in the arena meanwhile; recomputed ones and the last segment's are not parked. */
-static void what_crosses_is_parked(void **state) {
-    (void)state;
-    BlocksKind kind = KINDS[0];
-    int64_t arena[2];
-    for (int stash = 0; stash < 2; stash++) {
-        kind.stash = stash;
-        Blocks b = blocks_open(kind);
-        Scene s = scene_open(31, b.params);
-        blocks_plan(&b, &s, NONE, 1);
-        assert_int_equal(count_steps(s.plan, STASH), count_steps(s.plan, FETCH));
-        assert_int_equal(count_steps(s.plan, STASH) > 0, stash);
-        int64_t parked = 0;
-        for (int i = 0; i < s.plan->n_steps; i++) {
-            const Step *step = &s.plan->steps[i];
-            if (step->phase != STASH) continue;
-            assert_true(step->host_offset % 256 == 0 && step->host_offset < s.plan->host_bytes);
-            parked += align_up((int64_t)tensor_bytes(step->parked), 256);
-            assert_true(step->parked->from->segment < N_BLOCKS);
-        }
-        assert_int_equal(s.plan->host_bytes, parked);
-        scene_place(&s);
-        check_plan(s.plan);
-        arena[stash] = s.plan->arena_bytes;
-        scene_close(&s);
-        blocks_close(&b);
-    }
-    assert_true(arena[1] < arena[0] * 7 / 10);
-}
-
-/* Each base bucket is gathered for the forward half and, but for the last that was used, again. */
-static void gathers_come_where_needed(void **state) {
-    (void)state;
-    Blocks b = blocks_open((BlocksKind){.home = HOME_FILE});
-    Scene s = scene_open(1, b.params);
-    blocks_plan(&b, &s, NONE, 1);
-    int gathers[2 * N_BLOCKS + 4] = {0};
-    for (int i = 0; i < s.plan->n_steps; i++) {
-        if (s.plan->steps[i].phase != GATHER) continue;
-        const Bucket *bucket = &b.params->bucket[s.plan->steps[i].bucket];
-        assert_false(bucket->trained);
-        gathers[bucket->block]++;
-    }
-    assert_int_equal(gathers[0], 1); /* the backward half needs nothing of the first bucket */
-    for (int i = 1; i <= N_BLOCKS; i++) assert_int_equal(gathers[i], 2);
-    assert_int_equal(gathers[N_BLOCKS + 1], 1); /* still there */
-    scene_place(&s);
-    check_plan(s.plan);
-    scene_close(&s);
-    blocks_close(&b);
 }
 
 /* ---- the seal ---------------------------------------------------------------------------------
@@ -624,12 +340,6 @@ int main(void) {
         cmocka_unit_test(repeated_runs_have_the_same_bits),
         cmocka_unit_test(threads_do_not_change_the_bits),
         cmocka_unit_test(accumulation_is_a_sum_in_order),
-        cmocka_unit_test(gathered_weights_keep_the_bits),
-        cmocka_unit_test(host_homes_keep_the_bits),
-        cmocka_unit_test(moves_beside_the_steps_keep_the_bits),
-        cmocka_unit_test(moves_set_out_a_segment_ahead),
-        cmocka_unit_test(what_crosses_is_parked),
-        cmocka_unit_test(gathers_come_where_needed),
         cmocka_unit_test(sealed_memory_aborts),
         cmocka_unit_test(consumed_memory_changes_owner),
         cmocka_unit_test(views_are_the_same_bytes),

@@ -118,7 +118,7 @@ static void run_step(Learner *l, const Config *c, const NativePack *native) {
     learner_micro(l, &micro);
     calls_here->micro = calls_here->n;
     double norm = optim_grad_norm(&l->optim, m->params, &m->memory, m->stream);
-    optim_step(m->params, &c->train, 1e-3, norm, 1, &m->memory, m->stream);
+    optim_step(&l->optim, m->params, &c->train, 1e-3, norm, 1, &m->memory, m->stream);
     free(latents);
     free(text);
 }

@@ -398,7 +398,7 @@ static void test_settings(void **state) {
         {"lora.dropout=1", {"lora.dropout", "expected a number"}},
         {"lora.ranks=4", {"lora.ranks", "no such key", "lora.rank"}},
         {"train.precision=bf16", {"train.precision", "f32"}},
-        {"device=cuda", {"device", "without CUDA", "cpu"}},
+        {"device=cuda", {"device", "use device=cpu"}},
         {"lora.target_modules=[to_x]", {"lora.target_modules", "'to_x' matches no linear layer"}},
         {"probe.out=/none/x", {"probe.out", "cannot write into the folder /none/", "No such file"}},
         {"probe.out=/tmp", {"probe.out", "/tmp is a folder"}},

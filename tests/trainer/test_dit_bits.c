@@ -29,9 +29,9 @@ typedef struct {
     Method method;
     const char *recompute, *home, *optimizer, *activations; /* memory.*; NULL: the usual */
     bool prefetch;
-    int accumulate;                                         /* micro-steps in a step, by the plan */
-    int steps;                                              /* optimizer steps */
-    int n_packs;                                            /* micro-step i is pack i % n_packs */
+    int accumulate; /* micro-steps in a step, by the plan */
+    int steps;      /* optimizer steps */
+    int n_packs;    /* micro-step i is pack i % n_packs */
     Ids pack[3];
 } Setting;
 
@@ -176,7 +176,8 @@ static void lesson_step(Lesson *l, int step) {
     Model *m = l->model;
     const TrainConfig *c = &l->config->train;
     double norm = optim_grad_norm(&l->learner->optim, m->params, &m->memory, m->stream);
-    optim_step(m->params, c, c->learning_rate, norm, step + 1, &m->memory, m->stream);
+    optim_step(&l->learner->optim, m->params, c, c->learning_rate, norm, step + 1, &m->memory,
+               m->stream);
 }
 
 /* What lies in host memory, and what went there and came from there in the last micro-step, is what

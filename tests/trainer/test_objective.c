@@ -69,11 +69,33 @@ static void test_rates(void **state) {
     assert_true(fabs(learning_rate_at(&c, 35) - 1e-3 * 0.5 * (1 + cos(acos(-1) / 4))) < 1e-12);
 }
 
+/* Halves where gradients overflow, doubles after as many good steps as torch.amp.GradScaler, and
+ * gives up at 1: then it is not the scale that is wrong. */
+static void test_loss_scale(void **state) {
+    (void)state;
+    Optim o = {.scales = true, .scale = {LOSS_SCALE_FIRST, 0}};
+    assert_true(optim_overflowed(&o, INFINITY));
+    assert_true(optim_overflowed(&o, NAN));
+    assert_true(o.scale.value == LOSS_SCALE_FIRST / 4);
+    for (int i = 1; i < LOSS_SCALE_STEPS; i++) assert_false(optim_overflowed(&o, 3));
+    assert_true(o.scale.value == LOSS_SCALE_FIRST / 4);
+    assert_false(optim_overflowed(&o, 3));
+    assert_true(o.scale.value == LOSS_SCALE_FIRST / 2 && o.scale.good_steps == 0);
+    assert_false(optim_overflowed(&o, 3));
+    assert_true(optim_overflowed(&o, INFINITY) && o.scale.good_steps == 0);
+    while (optim_overflowed(&o, INFINITY)) assert_true(o.scale.value >= 1);
+    assert_true(o.scale.value == 1);
+    Optim plain = {.scale = {1, 0}};
+    assert_false(optim_overflowed(&plain, INFINITY));
+    assert_true(plain.scale.value == 1);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_schedule),
         cmocka_unit_test(test_noising),
         cmocka_unit_test(test_rates),
+        cmocka_unit_test(test_loss_scale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

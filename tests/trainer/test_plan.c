@@ -11,6 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cmocka.h>
 
 static const char *const VARIANTS[] = {"2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"};
@@ -164,12 +167,42 @@ static void test_steps(void **state) {
     config_free(c);
 }
 
+/* What a plan needs of the host is known, and refused, before anything is allocated. */
+static void test_too_little_host_memory(void **state) {
+    (void)state;
+    Config *c = tiny_config("5b");
+    set(c, "memory.activations.home", "host");
+    set(c, "memory.recompute", "none");
+    Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, false);
+    Pack pack = {1, (const int64_t[][3]){{3, 4, 8}}, (const int64_t[]){10}};
+    Learner *l = learner_plan(m, c, &pack, 1, true, INT64_MAX);
+    int64_t needed = learner_bytes(l).host;
+    learner_close(l);
+    assert_true(needed > 0);
+    for (int short_by = 0; short_by < 2; short_by++) {
+        m->host_limit = needed - short_by;
+        pid_t child = fork();
+        if (!child) {
+            if (!freopen("/dev/null", "w", stderr)) _exit(3);
+            learner_plan(m, c, &pack, 1, true, INT64_MAX);
+            _exit(0);
+        }
+        int status;
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), short_by ? EXIT_USER : 0);
+    }
+    model_close(m);
+    config_free(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published),
         cmocka_unit_test(test_budgets),
         cmocka_unit_test(test_arena_is_tight),
         cmocka_unit_test(test_steps),
+        cmocka_unit_test(test_too_little_host_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
-/* One run that goes over worlds of 1, 2 and 3 ranks and all ZeRO stages, a step in each: what a
- * world loads is what another saved, bit for bit, and the samples go on in their order.
+/* One run that goes over worlds of 1, 2, 3, 4 and 6 ranks and all ZeRO stages, a step in each: what
+ * a world loads is what another saved, bit for bit, and the samples go on in their order. With
+ * COGSMITH_FULL at each of the stages 1 to 3 every world takes over from every world: 75 times.
  *
  * The program is its own worker: `mpirun -n W test_resume_ranks CONFIG CHECKPOINT OUT setting ...`
  * loads a checkpoint and saves it again. */
@@ -13,12 +14,37 @@
 
 #include "tests/trainer/train_model.h"
 
-enum { GLOBAL = 6 };
+enum { GLOBAL = 12, N_WORLDS = 5, MOST_CASES = 3 * N_WORLDS * N_WORLDS + 1 };
 
-static const struct {
+typedef struct {
     int world, zero;
-} CHAIN[] = {{1, 0}, {2, 1}, {3, 2}, {3, 0}, {1, 3}, {3, 3}, {2, 0},
-             {2, 3}, {3, 1}, {1, 1}, {1, 2}, {2, 2}, {1, 0}};
+} Case;
+
+static const Case SHORT[] = {{1, 0}, {2, 1}, {6, 2}, {3, 0}, {1, 3}, {4, 3}, {2, 0},
+                             {4, 1}, {3, 3}, {6, 1}, {1, 2}, {6, 3}, {4, 2}};
+
+static Case chain[MOST_CASES];
+static int n_cases;
+
+/* Worlds in an order in which every ordered pair, equal ones too, are neighbours once: a de Bruijn
+ * cycle, from its first world back to it. */
+static void make_chain(void) {
+    static const int WORLDS[N_WORLDS] = {1, 2, 3, 4, 6};
+    if (!getenv("COGSMITH_FULL")) {
+        n_cases = COUNT(SHORT);
+        memcpy(chain, SHORT, sizeof SHORT);
+        return;
+    }
+    for (int zero = 1; zero <= 3; zero++)
+        for (int a = 0; a < N_WORLDS; a++) {
+            chain[n_cases++] = (Case){WORLDS[a], zero};
+            for (int b = a + 1; b < N_WORLDS; b++) {
+                chain[n_cases++] = (Case){WORLDS[a], zero};
+                chain[n_cases++] = (Case){WORLDS[b], zero};
+            }
+        }
+    chain[n_cases++] = (Case){1, 1};
+}
 
 static char *self;
 
@@ -147,15 +173,15 @@ static char *said(void) {
 /* A command on the world of case i. */
 static void run_case(int i, const char *what, const char *more) {
     char *settings = xprintf("method=full ranks.zero=%d train.batch=1 train.accumulate=%d %s",
-                             CHAIN[i].zero, GLOBAL / CHAIN[i].world, more);
-    if (run_ranks(CHAIN[i].world, what, settings)) fail_msg("case %d: %s", i, said());
+                             chain[i].zero, GLOBAL / chain[i].world, more);
+    if (run_ranks(chain[i].world, what, settings)) fail_msg("case %d: %s", i, said());
     free(settings);
 }
 
 static void train_one(int i) {
     char *what = xprintf("'%s' train %s/t.yaml train.out=%s/chain", getenv("COGSMITH"),
                          train_folder, train_folder);
-    char *more = xprintf("train.steps=%d train.keep=20", i + 1);
+    char *more = xprintf("train.steps=%d train.keep=100", i + 1);
     run_case(i, what, more);
     free(what);
     free(more);
@@ -169,7 +195,7 @@ static void load_one(int i) {
     char *what = xprintf("'%s' %s/t.yaml %s %s", self, train_folder, saved, out);
     mkdir(out, 0755);
     run_case(i, what, "");
-    expect_same_state(saved, CHAIN[i - 1].world, again, CHAIN[i].world);
+    expect_same_state(saved, chain[i - 1].world, again, chain[i].world);
     free(saved);
     free(out);
     free(again);
@@ -178,16 +204,18 @@ static void load_one(int i) {
 
 static void one_run_over_many_worlds(void **state) {
     (void)state;
-    for (int i = 0; i < (int)COUNT(CHAIN); i++) {
+    make_chain();
+    for (int i = 0; i < n_cases; i++) {
         if (i) load_one(i);
         train_one(i);
     }
-    char *steps = xprintf("train.steps=%d", (int)COUNT(CHAIN));
-    train_expect(TRAIN("one", "method=full", "train.accumulate=6", steps), 0);
+    char *steps = xprintf("train.steps=%d", n_cases), all[32];
+    snprintf(all, sizeof all, "train.accumulate=%d", GLOBAL);
+    train_expect(TRAIN("one", "method=full", all, steps), 0);
     json_t *x = train_metrics("one"), *y = train_metrics("chain");
     double worst = 0;
-    assert_int_equal(json_array_size(y), COUNT(CHAIN));
-    for (int i = 0; i < (int)COUNT(CHAIN); i++) {
+    assert_int_equal(json_array_size(y), n_cases);
+    for (int i = 0; i < n_cases; i++) {
         double u = train_metric(x, i, "loss"), v = train_metric(y, i, "loss");
         worst = MAX(worst, fabs(u - v) / u);
         assert_true(train_metric(y, i, "samples") == GLOBAL * (i + 1));
@@ -237,13 +265,22 @@ static void one_rank_stops_all(void **state) {
     free(what);
 }
 
+/* As many clips as the largest world has ranks. */
+static int setup(void **state) {
+    train_setup(state);
+    clip_make(in_train("data"), "f", "yuvtestsrc", 1);
+    pause_seconds(1.1);
+    train_expect(RUN("prepare", in_train("t.yaml")), 0);
+    return 0;
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(one_run_over_many_worlds),
                                        cmocka_unit_test(one_rank_speaks_for_all),
                                        cmocka_unit_test(one_rank_stops_all)};
     if (argc > 3) return save_again(argv + 1);
     self = realpath("/proc/self/exe", NULL);
-    int failed = cmocka_run_group_tests(tests, train_setup, train_teardown);
+    int failed = cmocka_run_group_tests(tests, setup, train_teardown);
     free(self);
     return failed;
 }

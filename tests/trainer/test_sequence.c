@@ -129,7 +129,7 @@ static int child(const char *variant, const char *out, int n_settings, char **se
         add(r, xprintf("prediction.%d", step), elements(v), prediction);
         if (!step) add_params(r, m, "grad", PART_GRAD);
         double norm = optim_grad_norm(&l->optim, m->params, &m->memory, m->stream);
-        optim_step(m->params, &c->train, 1e-2, norm, step + 1, &m->memory, m->stream);
+        optim_step(&l->optim, m->params, &c->train, 1e-2, norm, step + 1, &m->memory, m->stream);
     }
     add_params(r, m, "param", PART_MASTER);
     SafetensorsFile file = {.items = r->items, .n_items = (size_t)r->n};
