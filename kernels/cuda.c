@@ -192,7 +192,7 @@ static void cuda_upload_cast(Stream *s, DType from, DType to, int64_t n, const v
                              void *dst) {
     int64_t size = (int64_t)dtype_size(from), most = SCRATCH_BYTES / size;
     if (from == to) {
-        cuda_upload(s, dst, host, (size_t)(n * size));
+        upload_staged(s, dst, host, (size_t)(n * size));
         return;
     }
     for (int64_t at = 0; at < n; at += most) {

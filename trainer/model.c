@@ -372,12 +372,13 @@ static Model *open_model(const Config *c, Training training, ModelDetail detail,
     m->host_limit = available_bytes(0, NULL);
     m->comm = detail == MODEL_SHAPES ? comm_recording(0, (int)c->plan.world)
                                      : comm_world(c->ranks.timeout);
+    cuda_deterministic(c->train.deterministic);
+    m->memory.k = m->host.k = foreign || detail == MODEL_SHAPES ? &BACKEND_CPU : device_backend(c);
+    m->comm = comm_over(m->comm, m->memory.k);
     read_config(m, c);
     share_rows(m, c);
     m->schedule = read_schedule(c, m, detail == MODEL_WEIGHTS && m->comm->rank == 0);
     if (training == TRAIN_LORA || start) attach_adapters(m, c, start);
-    cuda_deterministic(c->train.deterministic);
-    m->memory.k = m->host.k = foreign || detail == MODEL_SHAPES ? &BACKEND_CPU : device_backend(c);
     m->host.on_host = true;
     m->memory.host = &m->host;
     m->stream = m->memory.k->stream_open();

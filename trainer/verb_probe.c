@@ -189,12 +189,14 @@ static void add_latents(Outputs *out, const char *name, const Inputs *in, const 
 }
 
 /* Gradients or values of every trained parameter; every rank must call it. */
-static void add_params(Outputs *out, const char *prefix, Model *m, Part part) {
+/* scale: what the values were multiplied by. */
+static void add_params(Outputs *out, const char *prefix, Model *m, Part part, double scale) {
     const ParamSet *p = m->params;
     for (int b = 0; b < p->n_buckets; b++) {
         if (!p->bucket[b].trained) continue;
         real *values = xcalloc((size_t)p->bucket[b].count, sizeof *values);
         bucket_read(p, b, part, values, &m->memory, m->stream);
+        for (int64_t i = 0; i < p->bucket[b].count; i++) values[i] /= (real)scale;
         for (int i = 0; i < p->n_params; i++) {
             const Param *q = &p->param[i];
             if (q->bucket == b)
@@ -309,7 +311,7 @@ static void probe_once(Probe *p, Outputs *out) {
     if (m->training == TRAIN_NOTHING) return;
     float norm = (float)optim_grad_norm(&p->learner->optim, m->params, &m->memory, m->stream);
     add_output(out, xstrdup("grad_norm"), 1, (int64_t[]){1}, &norm);
-    add_params(out, "grad", m, PART_GRAD);
+    add_params(out, "grad", m, PART_GRAD, p->learner->optim.scale.value);
 }
 
 static void probe_replay(Probe *p, Outputs *out) {
@@ -328,7 +330,7 @@ static void probe_replay(Probe *p, Outputs *out) {
     }
     add_output(out, xstrdup("loss"), 1, &steps, loss);
     add_output(out, xstrdup("grad_norm"), 1, &steps, norm);
-    add_params(out, "param", m, PART_MASTER);
+    add_params(out, "param", m, PART_MASTER, 1);
     free(loss);
     free(norm);
 }

@@ -71,7 +71,8 @@ static void result_free(Result *r) {
     free(r->values);
 }
 
-static void add_params(Result *r, Kind kind, Model *m) {
+/* scale: what the values were multiplied by. */
+static void add_params(Result *r, Kind kind, Model *m, double scale) {
     const ParamSet *p = m->params;
     for (int b = 0; b < p->n_buckets; b++) {
         if (!p->bucket[b].trained) continue;
@@ -81,7 +82,8 @@ static void add_params(Result *r, Kind kind, Model *m) {
             const Param *q = &p->param[i];
             if (q->bucket != b) continue;
             int64_t n = param_count(q);
-            memcpy(add(r, kind, q->name, n), all + q->offset, (size_t)n * sizeof *all);
+            float *to = add(r, kind, q->name, n);
+            for (int64_t j = 0; j < n; j++) to[j] = (float)((double)all[q->offset + j] / scale);
         }
         free(all);
     }
@@ -174,11 +176,12 @@ static Result learn(const Setting *s, Device device) {
     Result r = {0};
     for (int step = 0; step < STEPS; step++) {
         for (int i = 0; i < MICROS; i++) run_micro(s, l, step, i, &r);
-        if (!step) add_params(&r, GRADIENT, m);
+        if (!step) add_params(&r, GRADIENT, m, l->optim.scale.value);
         double norm = optim_grad_norm(&l->optim, m->params, &m->memory, m->stream);
-        optim_step(m->params, &c->train, c->train.learning_rate, norm, step + 1, &m->memory,
-                   m->stream);
-        if (!step) add_params(&r, PARAMETER, m);
+        assert_false(optim_overflowed(&l->optim, norm));
+        optim_step(&l->optim, m->params, &c->train, c->train.learning_rate, norm, step + 1,
+                   &m->memory, m->stream);
+        if (!step) add_params(&r, PARAMETER, m, 1);
     }
     assert_true(device.k == &BACKEND_CPU || guarded_calls() > calls + 100);
     learner_close(l);
