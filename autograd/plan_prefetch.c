@@ -12,7 +12,6 @@ static bool comes(const Step *s) { return s->phase == GATHER || s->phase == FETC
 static bool goes(const Step *s) { return s->phase == REDUCE || s->phase == STASH; }
 
 typedef struct {
-    const Plan *plan;
     int *run;    /* [n_steps] which run of one segment's steps a step is of */
     int *begins; /* [n_runs + 1] its first step */
     int n_runs;
@@ -21,8 +20,7 @@ typedef struct {
 /* Moves that come count to the steps behind them, moves that go to those before. */
 static Runs find_runs(const Plan *p) {
     int n = p->n_steps, run = -1, segment = -1;
-    Runs r = {p, xcalloc((size_t)n + 1, sizeof *r.run), xcalloc((size_t)n + 2, sizeof *r.begins),
-              0};
+    Runs r = {xcalloc((size_t)n + 1, sizeof *r.run), xcalloc((size_t)n + 2, sizeof *r.begins), 0};
     for (int i = 0; i < n; i++) {
         int first = i;
         while (i < n - 1 && !p->steps[i].node && comes(&p->steps[i])) i++;

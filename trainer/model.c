@@ -279,6 +279,11 @@ static Home base_home(const Model *m, const Config *c, ModelDetail detail) {
     PlaceChoice home = c->memory.base.home;
     if (home == PLACE_RANKS) return HOME_RANKS;
     if (home == PLACE_HOST) return HOME_HOST;
+    if (home == PLACE_FILE && (c->model.dtype != NUMBERS_AUTO || detail == MODEL_RANDOM))
+        config_die(
+            c, "memory.base.home",
+            "weights that are drawn, or change their type (model.dtype), have no file to rest "
+            "in; expected device, host or ranks");
     bool changed = c->model.dtype != NUMBERS_AUTO || detail == MODEL_RANDOM || m->foreign ||
                    m->memory.k != &BACKEND_CPU;
     return home == PLACE_DEVICE || (home == PLACE_AUTO && changed) ? HOME_DEVICE : HOME_FILE;

@@ -412,6 +412,9 @@ static void test_settings(void **state) {
                      PARTS(at("run.yaml:3:19"), "lora.target_modules",
                            "'to_x' matches no linear layer", "there are: patch_embed.proj,",
                            "attn1.to_q"));
+    write_text(at("run.yaml"), "model:\n  dtype: f32\nmemory:\n  base:\n    home: file\n");
+    refused_by_probe(at("run.yaml"), EXIT_USER,
+                     PARTS(at("run.yaml:5:11"), "memory.base.home", "model.dtype"));
     write_text(at("run.yaml"), "method: lora\nlora:\n  rnak: 3\n");
     refused_by_probe(at("run.yaml"), EXIT_USER,
                      PARTS(at("run.yaml:3:3"), "lora.rnak", "'lora.rank'"));
