@@ -46,6 +46,12 @@ Tensor *graph_input(Graph *g, const char *name, Shape shape, DType dtype) {
     return graph_tensor(g, name, shape, dtype, ROLE_INPUT);
 }
 
+Tensor *graph_draws(Graph *g) {
+    if (!g->draws)
+        g->draws = graph_input(g, "draws", SHAPE(sizeof(DropoutState) / sizeof(uint32_t)), DT_U32);
+    return g->draws;
+}
+
 Tensor *graph_const(Graph *g, const char *name, Shape shape, DType dtype, const void *contents) {
     Tensor *t = graph_tensor(g, name, shape, dtype, ROLE_CONST);
     t->host = memcpy(graph_alloc(g, tensor_bytes(t)), contents, tensor_bytes(t));

@@ -21,6 +21,7 @@ typedef struct Graph {
     Tensor **bucket; /* [params->n_buckets] compute copies; NULL where unused */
     Tensor *
         *bucket_grad; /* [params->n_buckets] f32 gradients of trained buckets; NULL where unused */
+    Tensor *draws;    /* input [4] u32, a DropoutState; NULL: nothing is drawn */
     void **owned;     /* memory freed with the graph */
     int n_owned;
 } Graph;
@@ -33,6 +34,8 @@ void *graph_alloc(Graph *g, size_t bytes);
 
 Tensor *graph_tensor(Graph *g, const char *name, Shape shape, DType dtype, Role role);
 Tensor *graph_input(Graph *g, const char *name, Shape shape, DType dtype);
+/* What the graph's dropout draws with; run_plan gives it. */
+Tensor *graph_draws(Graph *g);
 /* Contents are copied. */
 Tensor *graph_const(Graph *g, const char *name, Shape shape, DType dtype, const void *contents);
 /* Elements [offset, offset + count of shape) of t under another shape. Shares t's gradient. */

@@ -10,6 +10,9 @@ enum { MAX_IN = 6, MAX_OUT = 2 };
 #define IN(i) (1u << (i))
 #define OUT(i) (1u << (8 + (i)))
 
+/* Results of a step of two nodes that are read later. */
+enum { WANTED_NODE = 1, WANTED_THEN = 2 };
+
 typedef enum {
     FORWARD,   /* a node's forward */
     RECOMPUTE, /* the same, once more, during the backward half */
@@ -105,8 +108,11 @@ typedef struct {
     Stream *stream;
     unsigned first;  /* IN(i): this step assigns the gradient of input i; else it adds to it */
     void *workspace; /* of as many bytes as the op wants */
-    uint64_t seed;   /* of the run, for dropout */
-    uint32_t step;   /* optimizer step, for dropout */
+    /* Another node whose work this step does too, as the op said that it can; NULL: none. FORWARD:
+     * it reads the node's output; the results that WANTED_* name are written. BACKWARD: the node
+     * reads its output, and in place of that tensor's gradient the step assigns its input's. */
+    const Node *then;
+    unsigned wanted;
 } Ctx;
 
 /* Work of one step: multiply-adds count 2 flops; bytes are those of device memory moved at least,
@@ -129,6 +135,8 @@ struct Op {
     void (*backward)(const Node *n, const Ctx *c); /* NULL: the op is forward only */
     unsigned (*needs)(const Node *n);              /* what backward will read of this node */
     Cost (*cost)(const Node *n, Phase p);
+    /* Whether a step of n can do `then`'s work, too (see Ctx); NULL: never. */
+    bool (*fuses)(const Node *n, const Node *then, Phase p);
     /* Bytes of workspace that the kernels of this step want; NULL: none. */
     size_t (*workspace)(const Node *n, Phase p, const Ctx *c);
 };

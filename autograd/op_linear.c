@@ -4,6 +4,9 @@
  *   y    = residual, y_s += a x w^T   (op_linear_add on slice s)
  *   dx   = a sum_g dy_g w_g     dw_g = a dy_g^T x     db_g = sum of the rows of dy_g
  *   dres = dy                         (the same memory, where the plan can)
+ *
+ * A step of op_linear's may do that of a gelu next to it, as an epilogue of the product:
+ *   y = gelu(u), u = x w^T + b         du = gelu'(u) dx, where x = gelu(u)
  */
 #include "autograd/ops.h"
 
@@ -76,6 +79,20 @@ static char *slice_of(const Node *n, const Tensor *t, Dims d) {
     return (char *)tensor_data(t) + elements * (int64_t)dtype_size(t->dtype);
 }
 
+/* Answers where the product's result goes. */
+static void *epilogue_gelu(const Node *n, const Ctx *c, Gemm *p) {
+    p->epilogue = EPILOGUE_GELU;
+    if (c->wanted & WANTED_NODE) p->aux = tensor_data(n->out[0]);
+    return c->wanted & WANTED_THEN ? tensor_data(c->then->out[0]) : NULL;
+}
+
+static void *epilogue_gelu_grad(const Ctx *c, Gemm *p) {
+    const Tensor *u = c->then->in[0];
+    p->epilogue = EPILOGUE_GELU_GRAD;
+    p->aux = tensor_data(u);
+    return tensor_data(u->grad);
+}
+
 static void forward(const Node *n, const Ctx *c) {
     const Tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *residual = n->in[3];
     Dims d = dims_of(n);
@@ -83,21 +100,24 @@ static void forward(const Node *n, const Ctx *c) {
     if (residual && tensor_data(residual) != tensor_data(n->out[0]))
         c->k->copy(c->stream, tensor_data(n->out[0]), tensor_data(residual),
                    tensor_bytes(residual));
-    c->k->gemm(c->stream, &p, tensor_data(x), tensor_data(w), b ? tensor_data(b) : NULL,
-               slice_of(n, n->out[0], d));
+    void *y = c->then ? epilogue_gelu(n, c, &p) : slice_of(n, n->out[0], d);
+    c->k->gemm(c->stream, &p, tensor_data(x), tensor_data(w), b ? tensor_data(b) : NULL, y);
 }
 
 static void backward_weight(const Node *n, const Ctx *c, Dims d) {
     const Tensor *x = n->in[0], *w = n->in[1], *b = n->in[2], *dy = n->out[0]->grad;
+    real *db = grad_data(b);
     if (w->grad) {
         Gemm p = product_dw(n, d, ctx_keep(c, 1));
+        p.sums = db;
+        p.keep_sums = ctx_keep(c, 2);
         c->k->gemm(c->stream, &p, slice_of(n, dy, d), tensor_data(x), NULL, tensor_data(w->grad));
     }
-    if (!b || !b->grad) return;
+    if (!db || w->grad) return;
     for (int64_t g = 0; g < d.groups; g++)
         c->k->column_sum(c->stream, dy->dtype, d.rows, d.out, d.out,
                          slice_of(n, dy, d) + g * d.rows * d.out * (int64_t)dtype_size(dy->dtype),
-                         ctx_keep(c, 2), (real *)tensor_data(b->grad) + g * d.out);
+                         ctx_keep(c, 2), db + g * d.out);
 }
 
 static void backward(const Node *n, const Ctx *c) {
@@ -106,14 +126,21 @@ static void backward(const Node *n, const Ctx *c) {
     for (int64_t g = 0; x->grad && g < d.groups; g++) {
         Gemm p = product_dx(n, d, g ? 1 : ctx_keep(c, 0));
         int64_t size = (int64_t)dtype_size(x->dtype);
+        void *dx = c->then ? epilogue_gelu_grad(c, &p) : tensor_data(x->grad);
         c->k->gemm(c->stream, &p, slice_of(n, dy, d) + g * d.rows * d.out * size,
-                   (char *)tensor_data(w) + g * d.out * d.in * size, NULL, tensor_data(x->grad));
+                   (char *)tensor_data(w) + g * d.out * d.in * size, NULL, dx);
     }
     backward_weight(n, c, d);
     void *dres = grad_data(residual);
     if (dres && dres != tensor_data(dy))
         c->k->axpy(c->stream, dy->dtype, tensor_count(dy), 1, tensor_data(dy), ctx_keep(c, 3),
                    dres);
+}
+
+static bool fuses(const Node *n, const Node *then, Phase p) {
+    if (!op_is_gelu(then) || dims_of(n).groups != 1) return false;
+    if (p == BACKWARD) return n->in[0] == then->out[0];
+    return n->out[0] == then->in[0] && !n->in[3];
 }
 
 static unsigned needs(const Node *n) {
@@ -155,6 +182,7 @@ static const Op LINEAR = {.name = "linear",
                           .backward = backward,
                           .needs = needs,
                           .cost = cost,
+                          .fuses = fuses,
                           .workspace = workspace};
 
 static void check_shapes(const Tensor *x, const Tensor *w) {

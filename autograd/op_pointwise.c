@@ -104,7 +104,7 @@ static const Op ADD = {.name = "add",
                        .needs = needs_nothing,
                        .cost = add_cost};
 
-static Dropout dropout_of(const Node *n, const Ctx *c) {
+static Dropout dropout_of(const Node *n) {
     const Tensor *x = n->in[0];
     return (Dropout){.t = x->dtype,
                      .width = x->shape.dim[1],
@@ -114,25 +114,24 @@ static Dropout dropout_of(const Node *n, const Ctx *c) {
                      .sample = n->attr.dropout.rows.sample,
                      .ordinals = tensor_data(n->in[1]),
                      .p = n->attr.dropout.p,
-                     .seed = c->seed,
-                     .step = c->step,
+                     .state = tensor_data(n->in[2]),
                      .purpose = n->attr.dropout.purpose};
 }
 
 static void dropout_forward(const Node *n, const Ctx *c) {
-    Dropout d = dropout_of(n, c);
+    Dropout d = dropout_of(n);
     c->k->dropout(c->stream, &d, tensor_data(n->in[0]), 0, tensor_data(n->out[0]));
 }
 
 static void dropout_backward(const Node *n, const Ctx *c) {
-    Dropout d = dropout_of(n, c);
+    Dropout d = dropout_of(n);
     c->k->dropout(c->stream, &d, tensor_data(n->out[0]->grad), ctx_keep(c, 0),
                   tensor_data(n->in[0]->grad));
 }
 
 static unsigned dropout_needs(const Node *n) {
     (void)n;
-    return IN(1); /* the ordinals: the mask is drawn again */
+    return IN(1) | IN(2); /* the mask is drawn again */
 }
 
 static const Op DROPOUT = {.name = "dropout",
@@ -147,6 +146,8 @@ static Tensor *unary(Graph *g, const Op *op, Tensor *x) {
 }
 
 Tensor *op_gelu(Graph *g, Tensor *x) { return unary(g, &GELU, x); }
+
+bool op_is_gelu(const Node *n) { return n->op == &GELU; }
 
 Tensor *op_silu(Graph *g, Tensor *x) { return unary(g, &SILU, x); }
 
@@ -167,5 +168,5 @@ Tensor *op_dropout(Graph *g, Tensor *x, Tensor *ordinals, Segments rows, real p,
     CHECK(x->shape.rank == 2 && rows.cu[rows.n] == x->shape.dim[0], "dropout of %s", x->name);
     Tensor *y = graph_tensor(g, "dropout", x->shape, x->dtype, ROLE_VALUE);
     Attr attr = {.dropout = {.p = p, .purpose = purpose, .rows = rows}};
-    return graph_record(g, &DROPOUT, attr, 2, (Tensor *[]){x, ordinals}, 1, &y);
+    return graph_record(g, &DROPOUT, attr, 3, (Tensor *[]){x, ordinals, graph_draws(g)}, 1, &y);
 }

@@ -16,6 +16,7 @@ Tensor *op_linear_add(Graph *g, Tensor *x, Tensor *w, Tensor *residual, real alp
 
 /* gelu, tanh form; silu. x any shape; consumed. */
 Tensor *op_gelu(Graph *g, Tensor *x);
+bool op_is_gelu(const Node *n);
 Tensor *op_silu(Graph *g, Tensor *x);
 /* y = gelu(x[0]) * x[1]; x [2,S,F] -> [S,F]. Not differentiated. */
 Tensor *op_geglu(Graph *g, Tensor *x);

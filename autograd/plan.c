@@ -48,11 +48,13 @@ void plan_merge(Plan *p, Insert *in, int n) {
     p->n_steps = at;
 }
 
-static void touch_forward(const Node *n, Visit visit, void *arg) {
+static void touch_forward(const Step *s, Visit visit, void *arg) {
+    const Node *n = s->node;
     for (int i = 0; i < MAX_IN; i++)
         if (n->in[i]) visit(n->in[i], false, arg);
     for (int i = 0; i < MAX_OUT; i++)
-        if (n->out[i]) visit(n->out[i], true, arg);
+        if (n->out[i] && (!s->then || s->wanted & WANTED_NODE)) visit(n->out[i], true, arg);
+    if (s->then && s->wanted & WANTED_THEN) visit(s->then->out[0], true, arg);
 }
 
 static void touch_backward(const Step *s, Visit visit, void *arg) {
@@ -65,15 +67,20 @@ static void touch_backward(const Step *s, Visit visit, void *arg) {
         if (needs & OUT(i)) visit(n->out[i], false, arg);
         if (n->out[i]->grad) visit(n->out[i]->grad, false, arg);
     }
-    for (int i = 0; i < MAX_IN; i++)
-        if (n->in[i] && n->in[i]->grad) visit(n->in[i]->grad, s->first & IN(i), arg);
+    const Node *then = s->then;
+    for (int i = 0; then && i < MAX_IN; i++)
+        if (then->in[i] && then->op->needs(then) & IN(i)) visit(then->in[i], false, arg);
+    for (int i = 0; i < MAX_IN; i++) {
+        Tensor *in = n->in[i] && then && n->in[i] == then->out[0] ? then->in[0] : n->in[i];
+        if (in && in->grad) visit(in->grad, s->first & IN(i), arg);
+    }
 }
 
 void step_touch(const Plan *p, const Step *s, Visit visit, void *arg) {
     switch (s->phase) {
     case FORWARD:
     case RECOMPUTE:
-        touch_forward(s->node, visit, arg);
+        touch_forward(s, visit, arg);
         break;
     case BACKWARD:
         touch_backward(s, visit, arg);
@@ -201,8 +208,19 @@ void plan_backward(Plan *p, Tensor *loss) {
     free(cover);
 }
 
+/* What lies between the two nodes is not read, nor written unless it is wanted. */
+static Cost fused_cost(const Step *s) {
+    const Node *n = s->node, *then = s->then;
+    Cost a = n->op->cost(n, s->phase), b = then->op->cost(then, s->phase);
+    if (s->phase != BACKWARD && !(s->wanted & WANTED_THEN)) return a;
+    double between = (double)tensor_bytes(s->phase == BACKWARD ? then->out[0] : n->out[0]);
+    double passes = s->phase != BACKWARD && s->wanted & WANTED_NODE ? 1 : 2;
+    return cost_of(a.flops + b.flops, a.bytes + b.bytes - passes * between);
+}
+
 Cost step_cost(const Plan *p, const Step *s) {
     if (s->phase == WAIT) return (Cost){0};
+    if (s->then) return fused_cost(s);
     if (s->node) return s->node->op->cost(s->node, s->phase);
     if (s->parked) {
         Cost parked = cost_of(0, (double)tensor_bytes(s->parked));

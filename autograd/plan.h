@@ -3,6 +3,7 @@
  *   plan_open        one FORWARD step per node
  *   plan_backward    appends a BACKWARD step for each node that a trained parameter needs
  *   plan_recompute   inserts RECOMPUTE steps                       (plan_recompute.c)
+ *   plan_fuse        makes one step of two nodes' where an op can  (plan_fuse.c)
  *   plan_homes       inserts GATHER and REDUCE steps               (plan_home.c)
  *   plan_stash       inserts STASH and FETCH steps                 (plan_stash.c)
  *   plan_prefetch    sends moves out early, inserts WAIT steps     (plan_prefetch.c)
@@ -20,9 +21,11 @@
 
 typedef struct {
     Phase phase;
-    Node *node;     /* FORWARD, RECOMPUTE, BACKWARD */
-    int bucket;     /* GATHER, REDUCE */
-    Tensor *parked; /* STASH, FETCH; else NULL: what lies at host_offset meanwhile */
+    Node *node;      /* FORWARD, RECOMPUTE, BACKWARD */
+    Node *then;      /* those: whose work is done in the same step, as Ctx says; NULL: nobody's */
+    unsigned wanted; /* with `then`, FORWARD and RECOMPUTE: WANTED_* */
+    int bucket;      /* GATHER, REDUCE */
+    Tensor *parked;  /* STASH, FETCH; else NULL: what lies at host_offset meanwhile */
     int64_t host_offset;
     Phase of;       /* WAIT: which kind of move it waits for; the rest is as in that move */
     bool waited;    /* a move beside the steps that follow, for which a WAIT waits */
@@ -73,6 +76,11 @@ void plan_backward(Plan *p, Tensor *loss);
  * backward needs are computed again just before, except those that the policy keeps: block keeps
  * what comes in from other segments, selective also the outputs of expensive ops (attention). */
 void plan_recompute(Plan *p, const Recompute *policy, int n_segments);
+
+/* Makes one step of two where the first's op can do the second's work: a linear map with the GELU
+ * that reads its output, and the gradient of a linear map's input with that of the GELU which wrote
+ * it. A value between the two that nobody else reads takes no memory. After plan_recompute. */
+void plan_fuse(Plan *p);
 
 /* GATHER for each bucket that does not rest where and as steps compute, before its first use in the
  * forward half and again in the backward half (unless nothing was gathered in between); REDUCE

@@ -1,6 +1,6 @@
 /* The pass that lets moves run beside the steps: what a segment needs sets out when the segment
  * before it begins, and what leaves has until the end of the segment after it. Where a step used to
- * find the move done, it now finds a WAIT.
+ * find the move done, or where its segment begins, there now is a WAIT.
  *
  * A segment's steps, forward or backward, are a run of the list; moves count to the run of the
  * steps that they stand among. */
@@ -110,10 +110,12 @@ void plan_prefetch(Plan *p) {
     for (int i = 0; i < n_steps; i++) {
         Step *s = &p->steps[i];
         if (comes(s)) {
-            bool here = place[from[i]] == place[i];
+            /* A WAIT is for all that has set out: it stands before what the segment sends out. */
+            int begin = r.begins[r.run[i]], at = from[i] < begin ? begin : i;
+            bool here = place[from[i]] == place[at];
             s->waited = true;
             in[n++] = (Insert){from[i], late + 2 * i, *s};
-            in[n++] = (Insert){i, here ? late + 2 * i + 1 : i, wait_for(s)};
+            in[n++] = (Insert){at, here ? late + 2 * i + 1 : i, wait_for(s)};
         } else if (goes(s)) {
             int end = r.begins[MIN(r.run[i] + 2, r.n_runs)];
             if (s->phase == STASH) end = MIN(end, fetched_from(p, from, i));

@@ -24,7 +24,8 @@ void plan_print(const Plan *p, FILE *out) {
         fprintf(out, "%5d %-9s ", i, PHASES[s->phase]);
         if (s->phase == WAIT) fprintf(out, "%s ", PHASES[s->of]);
         if (s->node)
-            fprintf(out, "%s %s\n", s->node->op->name, s->node->out[0]->name);
+            fprintf(out, "%s%s%s %s\n", s->node->op->name, s->then ? "+" : "",
+                    s->then ? s->then->op->name : "", s->node->out[0]->name);
         else if (s->parked)
             fprintf(out, "%s @%lld\n", s->parked->name, (long long)s->host_offset);
         else

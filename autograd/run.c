@@ -1,4 +1,4 @@
-/* Owns execution: memory of a placed plan, and the loop over its steps. */
+/* Owns execution: memory of a placed plan, the loop over its steps, and what is captured of it. */
 #include "autograd/run.h"
 
 #include <stdlib.h>
@@ -26,6 +26,23 @@ static void bind(Run *r) {
     }
 }
 
+/* Whether a step does the same each time but for what lies in the device's memory, and in host
+ * memory that steps copy in the stream's order: it reads no files, adds nothing on the host and
+ * meets no other ranks. */
+static bool step_repeats(const Graph *g, const Step *s) {
+    if (s->phase == GATHER) return g->params->bucket[s->bucket].home == HOME_DEVICE;
+    if (s->phase == REDUCE)
+        return !g->params->bucket[s->bucket].host && params_world(g->params) == 1;
+    return true;
+}
+
+static bool plan_repeats(const Plan *p) {
+    const Graph *g = p->graph;
+    bool repeats = !g->sequence || g->sequence->size == 1;
+    for (int i = 0; repeats && i < p->n_steps; i++) repeats = step_repeats(g, &p->steps[i]);
+    return repeats;
+}
+
 Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
     Run *r = xcalloc(1, sizeof *r);
     *r = (Run){.plan = p, .memory = m, .stream = s, .arena = arena, .owns_arena = !arena};
@@ -38,6 +55,7 @@ Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
         r->coming = m->k->stream_open();
         r->going = m->k->stream_open();
     }
+    r->repeats = m->k->capture_begin && plan_repeats(p);
     bind(r);
     return r;
 }
@@ -45,6 +63,8 @@ Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
 void run_close(Run *r) {
     if (!r) return;
     const Plan *p = r->plan;
+    for (size_t i = 0; i < COUNT(r->repeated); i++)
+        if (r->repeated[i].captured) r->memory->k->captured_close(r->repeated[i].captured);
     if (r->coming) {
         r->memory->k->stream_close(r->coming);
         r->memory->k->stream_close(r->going);
@@ -193,47 +213,98 @@ static void watch(Run *r, const Step *s) {
         if (!r->bad && s->node->in[i] && s->node->in[i]->role != ROLE_PARAM &&
             !finite(r, s->node->in[i]->grad))
             r->bad = s->node->in[i]->grad;
+    Tensor *also = !s->then ? NULL : forward ? s->then->out[0] : s->then->in[0]->grad;
+    if (!r->bad && !finite(r, also)) r->bad = also;
 }
 
-void run_plan(Run *r, const RunArgs *args) {
-    Plan *p = r->plan;
+static void run_step(Run *r, const Step *s, Ctx *c, int micro) {
+    c->first = s->first;
+    c->then = s->then;
+    c->wanted = s->wanted;
+    switch (s->phase) {
+    case FORWARD:
+    case RECOMPUTE:
+        s->node->op->forward(s->node, c);
+        break;
+    case BACKWARD:
+        s->node->op->backward(s->node, c);
+        break;
+    case GATHER:
+    case REDUCE:
+    case STASH:
+    case FETCH:
+        set_out(r, s, micro);
+        break;
+    case WAIT:
+        wait(r, s, micro);
+        break;
+    }
+}
+
+static void run_steps(Run *r, int micro) {
+    const Plan *p = r->plan;
     const Backend *k = r->memory->k;
-    k->stream_workspace(r->stream, r->arena + p->arena_bytes, (size_t)p->moves_offset);
-    if (p->loss) run_input(r, p->loss->grad, &args->loss_grad);
-    Ctx c = {.k = k,
-             .stream = r->stream,
-             .workspace = r->arena + p->arena_bytes,
-             .seed = args->seed,
-             .step = args->step};
+    Ctx c = {.k = k, .stream = r->stream, .workspace = r->arena + p->arena_bytes};
     int begun = 0, ended = 0;
-    r->bad = NULL;
     for (int i = 0; i < p->n_steps; i++) {
         const Step *s = &p->steps[i];
         double start = r->seconds ? now_seconds() : 0;
         begin_lives(r, i, &begun);
-        c.first = s->first;
-        switch (s->phase) {
-        case FORWARD:
-        case RECOMPUTE:
-            s->node->op->forward(s->node, &c);
-            break;
-        case BACKWARD:
-            s->node->op->backward(s->node, &c);
-            break;
-        case GATHER:
-        case REDUCE:
-        case STASH:
-        case FETCH:
-            set_out(r, s, args->micro);
-            break;
-        case WAIT:
-            wait(r, s, args->micro);
-            break;
-        }
+        run_step(r, s, &c, micro);
         if (r->watch) watch(r, s);
         end_lives(r, i, &ended);
         if (!r->seconds) continue;
         k->stream_sync(r->stream);
         r->seconds[i] = now_seconds() - start;
     }
+}
+
+/* ---- runs that repeat -------------------------------------------------------------------------
+ */
+
+/* Not those in which the host looks at what steps do. */
+static bool may_repeat(const Run *r) {
+    return r->repeats && !r->eager && !r->seconds && !r->watch && !r->poison;
+}
+
+static void capture(Run *r, int micro, Repeated *again) {
+    const Backend *k = r->memory->k;
+    int64_t *copied = &memory_host(r->memory)->copied_bytes, before = *copied;
+    if (!k->capture_begin(r->stream)) return;
+    run_steps(r, micro);
+    again->captured = k->capture_end(r->stream);
+    again->copied_bytes = *copied - before;
+    *copied = before;
+}
+
+/* In the first, libraries make what they keep by shape. */
+static void run_again(Run *r, int micro) {
+    Repeated *again = &r->repeated[micro > 0];
+    if (again->runs++ == 1) capture(r, micro, again);
+    if (!again->captured) {
+        run_steps(r, micro);
+        return;
+    }
+    r->memory->k->replay(r->stream, again->captured);
+    memory_host(r->memory)->copied_bytes += again->copied_bytes;
+}
+
+/* Numbers that steps read in the device's memory, where those of the next run can take their place.
+ */
+static void give_numbers(Run *r, const RunArgs *args) {
+    const Plan *p = r->plan;
+    DropoutState draws = {.seed = args->seed, .step = args->step};
+    if (p->loss) run_input(r, p->loss->grad, &args->loss_grad);
+    if (p->graph->draws) run_input(r, p->graph->draws, &draws);
+}
+
+void run_plan(Run *r, const RunArgs *args) {
+    const Plan *p = r->plan;
+    r->memory->k->stream_workspace(r->stream, r->arena + p->arena_bytes, (size_t)p->moves_offset);
+    give_numbers(r, args);
+    r->bad = NULL;
+    if (may_repeat(r))
+        run_again(r, args->micro);
+    else
+        run_steps(r, args->micro);
 }

@@ -3,6 +3,13 @@
 
 #include "autograd/plan.h"
 
+/* How often a kind of run came, and what was captured of it. */
+typedef struct {
+    int64_t runs;
+    Captured *captured;   /* NULL: not yet, or it cannot be */
+    int64_t copied_bytes; /* of host memory, in one of them */
+} Repeated;
+
 typedef struct Run {
     Plan *plan;
     Memory *memory;
@@ -11,6 +18,9 @@ typedef struct Run {
     char *host;              /* where STASH steps park; NULL: there are none */
     Stream *coming, *going;  /* of moves beside the steps; NULL: there are none */
     bool owns_arena;
+    bool repeats;             /* its runs may be captured, and replayed */
+    Repeated repeated[2];     /* micro-step 0, which starts gradients anew, and those that follow */
+    bool eager;               /* tests: nothing is captured */
     bool poison;              /* tests: memory is NaN before a life and after it */
     bool late;                /* tests: moves beside the steps happen as late as they may */
     int64_t high_water_bytes; /* highest byte of the arena that was alive so far */
@@ -41,4 +51,6 @@ typedef struct {
     real loss_grad; /* the factor that all gradients carry: 1 / (micro-steps x ranks) */
 } RunArgs;
 
+/* The second run is captured where the device can do that, and later ones are replayed: a run may
+ * differ from another in the contents of device memory alone. */
 void run_plan(Run *r, const RunArgs *args);

@@ -248,6 +248,18 @@ static T5Pass *pass_of(T5 *t, int64_t n, int64_t length) {
     return p;
 }
 
+int64_t t5_bytes(const T5 *t, int64_t n, int64_t length) {
+    Graph *graph = graph_open(DT_REAL, t->params);
+    t5_record(t, graph, MIN(n, PASS_CAPTIONS), length);
+    Plan *plan = plan_open(graph);
+    plan_homes(plan, 1);
+    plan_place(plan, &(Ctx){.k = t->memory.k, .stream = t->stream});
+    int64_t bytes = plan->arena_bytes + plan->workspace_bytes + plan->const_bytes;
+    plan_close(plan);
+    graph_close(graph);
+    return bytes + params_device_bytes(t->params);
+}
+
 static void run_pass(T5 *t, const int64_t *ids, int64_t n, int64_t length, float *out) {
     T5Pass *p = pass_of(t, n, length);
     float *rows = xcalloc((size_t)tensor_count(p->io.x), sizeof *rows);

@@ -72,6 +72,9 @@ enum { T5_MAX_LENGTH = 4096 };
  * weights). */
 bool t5_encode(T5 *t, const int64_t *ids, int64_t n, int64_t length, float *embeddings, Error *e);
 
+/* Device memory that a pass over n captions of one length takes. */
+int64_t t5_bytes(const T5 *t, int64_t n, int64_t length);
+
 /* What t5_encode is made of; for tests. */
 typedef struct {
     Tensor *x;        /* input [n*L, D]: rows of the table */

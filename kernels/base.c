@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "kernels/base.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +42,27 @@ bool error_set(Error *e, int exit_code, const char *format, ...) {
     return false;
 }
 
+static double pause_seconds;
+static const char *speaker = "";
+
+void die_after(double seconds, const char *who) {
+    pause_seconds = seconds;
+    speaker = who;
+}
+
+/* "cogsmith: ", when it is this process's turn to speak. */
+static void begin_failure(void) {
+    double end = now_seconds() + pause_seconds;
+    if (pause_seconds > 0) signal(SIGTERM, SIG_DFL); /* a request to stop ends it now */
+    for (double left; (left = end - now_seconds()) > 0;)
+        nanosleep(&(struct timespec){0, (long)(1e9 * MIN(left, 0.1))}, NULL);
+    fprintf(stderr, "cogsmith: %s", speaker);
+}
+
 void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fputs("cogsmith: ", stderr);
+    begin_failure();
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -52,7 +70,8 @@ void die(const char *format, ...) {
 }
 
 void die_error(const Error *e) {
-    fprintf(stderr, "cogsmith: %s\n", e->text);
+    begin_failure();
+    fprintf(stderr, "%s\n", e->text);
     exit(e->exit_code);
 }
 

@@ -101,6 +101,11 @@ NORETURN void die(const char *format, ...) __attribute__((format(printf, 1, 2)))
 /* Ends the program with an error's own text and exit code. */
 NORETURN void die_error(const Error *e);
 
+/* For one of several ranks, which often fail alike: from now on a failure is told with `who`
+ * ("rank 3: ") and after so many seconds, which this process does not live to see where another has
+ * told it and so ended them all. */
+void die_after(double seconds, const char *who);
+
 /* A bug: prints file:line, the condition and the text, and aborts. */
 NORETURN void check_failed(const char *file, int line, const char *condition, const char *format,
                            ...) __attribute__((format(printf, 4, 5)));

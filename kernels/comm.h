@@ -55,6 +55,8 @@ Comm *comm_self(void);
 Comm *comm_world(double timeout_s);
 /* How many ranks mpirun started, known before they meet; 1: none. */
 int comm_world_size(void);
+/* Which of them this one is. */
+int comm_world_rank(void);
 /* The same of those on this machine, and which of them this one is. */
 int comm_local_size(void);
 int comm_local_rank(void);
@@ -66,6 +68,10 @@ void comm_close(Comm *c);
  * for the CPU, and for ranks that are not there. The new group owns `ranks`. Ends the program
  * (exit 1) where several ranks have no NCCL. */
 Comm *comm_over(Comm *ranks, const Backend *k);
+
+/* Whether NCCL is there and as new as this program needs, and its version as text; false: *e says
+ * what is missing. */
+bool nccl_library(char version[16], Error *e);
 
 /* The group of `size` neighbours that this rank is in: ranks k * size .. k * size + size - 1 of c,
  * whose size it divides. */

@@ -256,6 +256,11 @@ int comm_local_rank(void) {
     return rank ? atoi(rank) : 0;
 }
 
+int comm_world_rank(void) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    return rank ? atoi(rank) : 0;
+}
+
 int comm_world_size(void) { return started("OMPI_COMM_WORLD_SIZE"); }
 
 int comm_local_size(void) { return started("OMPI_COMM_WORLD_LOCAL_SIZE"); }

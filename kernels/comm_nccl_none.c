@@ -1,5 +1,12 @@
-/* In place of comm_nccl.c where NCCL was not found: one GPU. */
+/* In place of comm_nccl.c and nccl_library.c where NCCL was not found: one GPU. */
 #include "kernels/comm_watch.h"
+
+bool nccl_library(char version[16], Error *e) {
+    *version = 0;
+    return error_set(e, EXIT_WORLD,
+                     "this program was built without NCCL, which several ranks on GPUs need: "
+                     "install libnccl-dev and build again");
+}
 
 Comm *comm_nccl(Comm *ranks, const Backend *k) {
     Error e;

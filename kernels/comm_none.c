@@ -5,6 +5,8 @@
 
 int comm_world_size(void) { return 1; }
 
+int comm_world_rank(void) { return 0; }
+
 int comm_local_size(void) { return 1; }
 
 int comm_local_rank(void) { return 0; }

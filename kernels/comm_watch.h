@@ -91,5 +91,3 @@ Comm *comm_cuda(Comm *ranks, const Backend *k);
 Comm *comm_nccl(Comm *ranks, const Backend *k);
 /* Whether p is memory of a GPU. */
 bool cuda_holds(const void *p);
-/* Whether NCCL is there and as new as this program needs; its version as text. */
-bool nccl_library(char version[16], Error *e);

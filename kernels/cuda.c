@@ -51,17 +51,17 @@ static void cuda_stream_sync(Stream *s) {
 }
 
 static void cuda_stream_after(Stream *s, Stream *other) {
-    cudaEvent_t given;
+    cudaEvent_t given = NULL;
     cuda_enter();
     cuda_check(cudaEventCreateWithFlags(&given, cudaEventDisableTiming), "an event");
-    cuda_check(cudaEventRecord(given, other->queue), "an event");
-    cuda_check(cudaStreamWaitEvent(s->queue, given, 0), "waiting for a stream");
+    cuda_check(cudaEventRecord(given, cuda_queue(other)), "an event");
+    cuda_check(cudaStreamWaitEvent(cuda_queue(s), given, 0), "waiting for a stream");
     cuda_check(cudaEventDestroy(given), "an event"); /* it goes when it has come to pass */
 }
 
 CudaStream cuda_queue(Stream *s) {
     cuda_enter();
-    return s ? s->queue : NULL;
+    return s ? cuda_capture_queue(s->queue) : NULL;
 }
 
 void *cuda_scratch(Stream *s) { return s->scratch; }
@@ -123,7 +123,7 @@ static void cuda_release_host(void *p) {
 }
 
 static bool is_page_locked(const void *host) {
-    struct cudaPointerAttributes about;
+    struct cudaPointerAttributes about = {0};
     cuda_check(cudaPointerGetAttributes(&about, host), "asking where memory lies");
     return about.type != cudaMemoryTypeUnregistered;
 }
@@ -142,6 +142,7 @@ static Stage *empty_stage(Stream *s) {
 
 /* CUDA promises of ordinary host memory neither that it is read at return nor that it is not. */
 static void upload_staged(Stream *s, char *device, const char *host, size_t bytes) {
+    if (cuda_capture_refuses("an upload of ordinary host memory")) return;
     for (size_t at = 0; at < bytes; at += STAGE_BYTES) {
         Stage *stage = empty_stage(s);
         size_t part = MIN(bytes - at, (size_t)STAGE_BYTES);
@@ -218,6 +219,10 @@ static const Backend BACKEND_CUDA = {
     .stream_workspace = cuda_stream_workspace,
     .stream_sync = cuda_stream_sync,
     .stream_after = cuda_stream_after,
+    .capture_begin = cuda_capture_begin,
+    .capture_end = cuda_capture_end,
+    .replay = cuda_replay,
+    .captured_close = cuda_captured_close,
     .alloc = cuda_alloc,
     .release = cuda_release,
     .alloc_host = cuda_alloc_host,

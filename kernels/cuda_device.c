@@ -96,7 +96,7 @@ void cuda_check(int status, const char *doing) {
     if (status == cudaSuccess) return;
     Error e;
     cuda_error(&e, status, doing);
-    die_error(&e);
+    cuda_fail(&e);
 }
 
 void cuda_check_launch(const char *kernel) {

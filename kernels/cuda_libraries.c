@@ -1,75 +1,33 @@
-/* cuBLASLt and cuDNN, looked for when the first of their functions is called.
- *
- * A program linked to them would not start where they are missing, and would map half a gigabyte
- * for every verb. So the functions below stand for the libraries' own, by the declarations of
- * their headers, and hand their arguments on. */
+/* cuBLASLt and cuDNN, looked for when the first of their functions is called: a program linked to
+ * them would also map half a gigabyte for every verb. */
+#include "kernels/cuda_open.h"
 #include "kernels/cuda_stream.h"
 
 #include <cublasLt.h>
 #include <cudnn.h>
-#include <dlfcn.h>
-#include <stdio.h>
-
-typedef struct {
-    const char *name;   /* as people call it */
-    const char *file;   /* its file, without the number of its major version */
-    int major, minor;   /* what this program was compiled with */
-    const char *source; /* where to get it */
-    void *handle;       /* NULL: not opened yet */
-} Library;
 
 static Library blas = {"cuBLASLt",
+                       "",
                        "libcublasLt.so",
                        CUBLAS_VER_MAJOR,
                        CUBLAS_VER_MINOR,
                        "it comes with the CUDA toolkit",
                        NULL};
 static Library dnn = {"cuDNN",
+                      "",
                       "libcudnn.so",
                       CUDNN_MAJOR,
                       CUDNN_MINOR,
                       "NVIDIA's packages are called cudnn9-cuda-12 and cudnn9-cuda-13",
                       NULL};
 
-static bool library_open(Library *l, Error *e) {
-    char file[64];
-    snprintf(file, sizeof file, "%s.%d", l->file, l->major);
-    if (!l->handle) l->handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-    return l->handle || error_set(e, EXIT_WORLD,
-                                  "%s cannot be loaded (%s): install %s %d.%d or later, or put its "
-                                  "folder into LD_LIBRARY_PATH; %s",
-                                  l->name, dlerror(), l->name, l->major, l->minor, l->source);
-}
-
-/* The library's own function; ends the program where there is none. */
-static void *function(Library *l, const char *name) {
-    Error e = {0};
-    void *found = library_open(l, &e) ? dlsym(l->handle, name) : NULL;
-    if (!found && !e.exit_code)
-        error_set(&e, EXIT_WORLD, "the %s here has no %s: install version %d.%d or later; %s",
-                  l->name, name, l->major, l->minor, l->source);
-    if (!found) die_error(&e);
-    return found;
-}
-
-/* version: 10000 times the major, and 100 times the minor number, and the patch's. */
-static bool version_is(const Library *l, int64_t version, char text[16], Error *e) {
-    int major = (int)(version / 10000), minor = (int)(version / 100 % 100);
-    snprintf(text, 16, "%d.%d.%d", major, minor, (int)(version % 100));
-    if (major == l->major && minor >= l->minor) return true;
-    return error_set(e, EXIT_WORLD,
-                     "%s %s is here, and this program was built with %d.%d: install that or a "
-                     "later %d.x, or build again with this one; %s",
-                     l->name, text, l->major, l->minor, l->major, l->source);
-}
-
 bool cuda_libraries(char blas_version[16], char dnn_version[16], Error *e) {
     Error second = {0};
     *blas_version = *dnn_version = 0;
-    bool good =
-        library_open(&blas, e) && version_is(&blas, (int64_t)cublasLtGetVersion(), blas_version, e);
-    bool also = library_open(&dnn, &second) &&
-                version_is(&dnn, (int64_t)cudnnGetVersion(), dnn_version, &second);
+    bool good = cuda_library_open(&blas, e) &&
+                cuda_library_version(&blas, (int64_t)cublasLtGetVersion(), blas_version, e);
+    bool also = cuda_library_open(&dnn, &second) &&
+                cuda_library_version(&dnn, (int64_t)cudnnGetVersion(), dnn_version, &second);
     int cuda = also ? (int)(cudnnGetCudartVersion() / 1000) : 0;
     if (also && cuda != CUDART_VERSION / 1000)
         also =
@@ -83,13 +41,6 @@ bool cuda_libraries(char blas_version[16], char dnn_version[16], Error *e) {
 
 /* ---- the functions ---------------------------------------------------------------------------
  */
-
-#define FORWARD(library, result, name, parameters, arguments)                                      \
-    result name parameters {                                                                       \
-        static result(*to) parameters;                                                             \
-        if (!to) to = (result(*) parameters)function(&library, #name);                             \
-        return to arguments;                                                                       \
-    }
 
 FORWARD(blas, size_t, cublasLtGetVersion, (void), ())
 FORWARD(blas, const char *, cublasLtGetStatusName, (cublasStatus_t status), (status))
@@ -127,6 +78,11 @@ FORWARD(blas, cublasStatus_t, cublasLtMatmulAlgoGetHeuristic,
          cublasLtMatmulPreference_t preference, int wanted,
          cublasLtMatmulHeuristicResult_t results[], int *got),
         (handle, desc, a, b, c, d, preference, wanted, results, got))
+FORWARD(blas, cublasStatus_t, cublasLtMatmulAlgoCheck,
+        (cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
+         cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+         const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *result),
+        (handle, desc, a, b, c, d, algo, result))
 FORWARD(blas, cublasStatus_t, cublasLtMatmul,
         (cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *a,
          cublasLtMatrixLayout_t a_layout, const void *b, cublasLtMatrixLayout_t b_layout,

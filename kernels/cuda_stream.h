@@ -40,11 +40,24 @@ struct Stream {
 BlasHandle cuda_blas(Stream *s);
 DnnHandle cuda_dnn(Stream *s);
 
-/* Ends the program (exit 1) unless `status`, a cudaError_t, is success: one line that says what was
- * being done, what happened and what to do. */
+/* Ends the program with *e; where this thread captures a stream, it is that which fails
+ * (cuda_capture.c). */
+void cuda_fail(const Error *e);
+/* cuda_fail unless `status`, a cudaError_t, is success: one line that says what was being done,
+ * what happened and what to do. */
 void cuda_check(int status, const char *doing);
 /* The same line as an error; false. */
 bool cuda_error(Error *e, int status, const char *doing);
+
+/* Captures (see Backend). */
+bool cuda_capture_begin(Stream *s);
+Captured *cuda_capture_end(Stream *s);
+void cuda_replay(Stream *s, Captured *c);
+void cuda_captured_close(Captured *c);
+/* The queue that takes what is meant for `queue`. */
+CudaStream cuda_capture_queue(CudaStream queue);
+/* Whether this thread captures a stream, which then fails: for what must not be captured. */
+bool cuda_capture_refuses(const char *what);
 
 /* Opens GPU `index` for the process after the checks that cuda_backend promises. */
 bool cuda_open(int index, Error *e);

@@ -365,14 +365,14 @@ static void must(cudnnStatus_t status, const char *call) {
     Error e;
     if (status == CUDNN_STATUS_SUCCESS) return;
     refuse(&e, status, call);
-    die_error(&e);
+    cuda_fail(&e);
 }
 
 void dnn_plan_run(const DnnPlan *p, DnnHandle handle, int n, void *const *data, void *workspace) {
     enum { MOST = 32 };
     int64_t names[MOST], stored = 0;
     const void *at[MOST];
-    Descriptor pack;
+    Descriptor pack = NULL;
     CHECK(n <= MOST, "cuDNN: %d tensors", n);
     for (int i = 0; i < n; i++) {
         if (!data[i]) continue;

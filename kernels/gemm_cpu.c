@@ -77,10 +77,22 @@ static GemmPart part_of(const Gemm *g, int64_t first) {
     return p;
 }
 
+void gemm_check(const Gemm *g) {
+    CHECK(g->batch >= 1 && g->batch <= INT32_MAX, "gemm: a batch of %lld", (long long)g->batch);
+    CHECK(!g->has_bias || g->beta == 0, "gemm: a bias comes with beta 0");
+    CHECK(!g->sums || g->a_transposed, "gemm: sums over rows are of a transposed A");
+    if (!g->epilogue) return;
+    CHECK(g->batch == 1 && g->beta == 0 && g->ldc == g->n && g->type_c == g->type,
+          "gemm: an epilogue of %lld matrices [%lld,%lld], ldc %lld, beta %g", (long long)g->batch,
+          (long long)g->m, (long long)g->n, (long long)g->ldc, (double)g->beta);
+    CHECK(g->epilogue != EPILOGUE_GELU_GRAD || (g->aux && !g->has_bias),
+          "gemm: a gradient of gelu without its input, or with a bias");
+}
+
 static void check_gemm(const Gemm *g) {
     check_type(g->type, "gemm");
     check_type(g->type_c, "gemm");
-    CHECK(!g->has_bias || g->beta == 0, "gemm: a bias comes with beta 0");
+    gemm_check(g);
 }
 
 size_t cpu_gemm_workspace(Stream *s, const Gemm *g) {
@@ -124,9 +136,15 @@ static void multiply(Stream *s, const Gemm *g, const real *a, const real *b, con
 
 void cpu_gemm(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias, void *c) {
     check_gemm(g);
+    for (int64_t i = 0; g->sums && i < g->batch; i++)
+        cpu_column_sum(s, g->type, g->k, g->m, g->lda, (const real *)a + i * g->stride_a,
+                       g->keep_sums, g->sums + i * g->m);
     if (!g->m || !g->n) return;
+    void *u = g->epilogue == EPILOGUE_GELU && g->aux ? g->aux : c;
     for (int64_t i = 0; i < g->batch; i++)
         multiply(s, g, (const real *)a + i * g->stride_a, (const real *)b + i * g->stride_b,
                  g->has_bias ? (const real *)bias + i * g->stride_bias : NULL,
-                 (real *)c + i * g->stride_c);
+                 (real *)u + i * g->stride_c);
+    if (g->epilogue == EPILOGUE_GELU && c) cpu_gelu(s, g->type, g->m * g->n, u, c);
+    if (g->epilogue == EPILOGUE_GELU_GRAD) cpu_gelu_grad(s, g->type, g->m * g->n, g->aux, c, 0, c);
 }

@@ -4,6 +4,9 @@
  * C^T = op(B)^T op(A)^T: a stored row of ours is a stored column of its.
  * Sums are f32 (of f32 factors without TF32), and parts of a split sum stay f32 until they are
  * added, in order: no algorithm is asked for whose bits would change from run to run.
+ *
+ * Epilogues are the library's where it has them and they are faster. GELU's three forms (both
+ * results, or one of them) share one algorithm, so that u and gelu(u) have the same bits in all.
  */
 #include "kernels/cuda_stream.h"
 
@@ -13,16 +16,19 @@
 #include <string.h>
 
 enum {
-    TRIED = 4,      /* algorithms */
+    TRIED = 8,      /* algorithms */
     ALIGNMENT = 16, /* the widest access; more is not told, so as not to count */
     BUCKETS = 256
 };
 
 /* All that the choice of an algorithm depends on; compared byte by byte, so it has no padding. */
 typedef struct {
-    int64_t m, n, k, batch, lda, ldb, ldc, stride_a, stride_b, stride_c, stride_bias;
-    int32_t type, type_c, a_transposed, b_transposed, has_bias;
-    int32_t a_alignment, b_alignment, c_alignment; /* bytes */
+    int64_t m, n, k, batch, lda, ldb, ldc, stride_a, stride_b, stride_c;
+    int64_t stride_vector; /* of the bias or of the sums */
+    int32_t type, type_c, a_transposed, b_transposed;
+    int32_t epilogue;                                             /* of the widest of its forms */
+    int32_t a_alignment, b_alignment, c_alignment, aux_alignment; /* bytes */
+    int32_t vector_alignment;                                     /* 0: neither bias nor sums */
 } GemmKey;
 
 typedef struct GemmPlan GemmPlan;
@@ -37,6 +43,7 @@ struct GemmPlan {
 
 typedef struct {
     GemmPlan *buckets[BUCKETS];
+    int generation; /* the major number of the GPU's compute capability */
 } GemmPlans;
 
 static void check(cublasStatus_t status, const char *call) {
@@ -45,7 +52,7 @@ static void check(cublasStatus_t status, const char *call) {
     Error e;
     error_set(&e, EXIT_WORLD, "cuda: a matrix product failed: cuBLASLt's %s answered %s", call,
               cublasLtGetStatusName(status));
-    die_error(&e);
+    cuda_fail(&e);
 }
 
 /* ---- plans -----------------------------------------------------------------------------------
@@ -56,11 +63,22 @@ static int32_t alignment_of(const void *p, int64_t stride, DType t) {
     return (int32_t)(bits & -bits);
 }
 
-/* A bias is read as C is written, so it counts in C's alignment. */
+static cublasLtEpilogue_t epilogue_of(const Gemm *g) {
+    if (g->sums) return CUBLASLT_EPILOGUE_BGRADB; /* B is our A */
+    if (g->epilogue == EPILOGUE_GELU_GRAD) return CUBLASLT_EPILOGUE_DGELU;
+    if (g->epilogue == EPILOGUE_GELU)
+        return g->has_bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    return g->has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+static bool has_aux(cublasLtEpilogue_t e) {
+    return e == CUBLASLT_EPILOGUE_GELU_AUX || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS ||
+           e == CUBLASLT_EPILOGUE_DGELU;
+}
+
 static GemmKey key_of(const Gemm *g, const void *a, const void *b, const void *bias,
                       const void *c) {
-    bool many = g->batch > 1;
-    int64_t stride_bias = many && g->has_bias ? g->stride_bias : 0;
+    bool many = g->batch > 1, aux = g->epilogue != EPILOGUE_NONE;
     GemmKey key = {.m = g->m, .n = g->n, .k = g->k, .batch = g->batch};
     key.lda = g->lda;
     key.ldb = g->ldb;
@@ -68,17 +86,22 @@ static GemmKey key_of(const Gemm *g, const void *a, const void *b, const void *b
     key.stride_a = many ? g->stride_a : 0;
     key.stride_b = many ? g->stride_b : 0;
     key.stride_c = many ? g->stride_c : 0;
-    key.stride_bias = stride_bias;
     key.type = (int32_t)g->type;
     key.type_c = (int32_t)g->type_c;
     key.a_transposed = g->a_transposed;
     key.b_transposed = g->b_transposed;
-    key.has_bias = g->has_bias;
+    key.epilogue = (int32_t)epilogue_of(g);
     key.a_alignment = alignment_of(a, key.stride_a, g->type);
     key.b_alignment = alignment_of(b, key.stride_b, g->type);
     key.c_alignment = alignment_of(c, key.stride_c, g->type_c);
-    if (g->has_bias)
-        key.c_alignment = MIN(key.c_alignment, alignment_of(bias, stride_bias, g->type));
+    if (aux) /* either may take the other's place */
+        key.c_alignment = key.aux_alignment =
+            MIN(key.c_alignment, alignment_of(g->aux, 0, g->type));
+    key.stride_vector = !many ? 0 : g->sums ? g->m : g->has_bias ? g->stride_bias : 0;
+    if (g->sums)
+        key.vector_alignment = alignment_of(g->sums, key.stride_vector, DT_REAL);
+    else if (g->has_bias)
+        key.vector_alignment = alignment_of(bias, key.stride_vector, g->type);
     return key;
 }
 
@@ -108,20 +131,44 @@ static void set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name, 
     check(cublasLtMatmulDescSetAttribute(desc, name, value, bytes), "MatmulDescSetAttribute");
 }
 
+static void set_pointer(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name,
+                        const void *p) {
+    set(desc, name, &p, sizeof p);
+}
+
+static void set_epilogue(cublasLtMatmulDesc_t desc, cublasLtEpilogue_t e) {
+    set(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &e, sizeof e);
+}
+
+/* Of the addresses that the library asks for now it sees the alignment only. */
+static void describe_epilogue(cublasLtMatmulDesc_t desc, const GemmKey *k) {
+    cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)k->epilogue;
+    set_epilogue(desc, epilogue);
+    if (k->vector_alignment) {
+        cudaDataType_t type =
+            data_type(epilogue == CUBLASLT_EPILOGUE_BGRADB ? (int32_t)DT_REAL : k->type);
+        set(desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
+        set_pointer(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    (const void *)(intptr_t)k->vector_alignment);
+        if (k->batch > 1)
+            set(desc, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &k->stride_vector,
+                sizeof k->stride_vector);
+    }
+    if (has_aux(epilogue)) {
+        set(desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &k->n, sizeof k->n);
+        set_pointer(desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+                    (const void *)(intptr_t)k->aux_alignment);
+    }
+}
+
 static cublasLtMatmulDesc_t desc_of(const GemmKey *k) {
     cublasLtMatmulDesc_t desc;
     cublasOperation_t first = k->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t second = k->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    cudaDataType_t type = data_type(k->type);
     check(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "MatmulDescCreate");
     set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
     set(desc, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
-    if (!k->has_bias) return desc;
-    set(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-    set(desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
-    if (k->batch > 1)
-        set(desc, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &k->stride_bias, sizeof k->stride_bias);
+    describe_epilogue(desc, k);
     return desc;
 }
 
@@ -147,6 +194,35 @@ static cublasLtMatmulPreference_t preference_of(const GemmKey *k) {
     return p;
 }
 
+/* What GELU's widest form is without one of its results. */
+static cublasLtEpilogue_t without_aux(cublasLtEpilogue_t e) {
+    return e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS ? CUBLASLT_EPILOGUE_GELU_BIAS
+                                                : CUBLASLT_EPILOGUE_GELU;
+}
+
+static cublasLtEpilogue_t without_gelu(cublasLtEpilogue_t e) {
+    return e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS ? CUBLASLT_EPILOGUE_BIAS
+                                                : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+static bool runs(BlasHandle blas, const GemmPlan *p, const cublasLtMatmulAlgo_t *algo,
+                 cublasLtEpilogue_t form) {
+    cublasLtMatmulHeuristicResult_t result = {.workspaceSize = 0};
+    set_epilogue(p->desc, form);
+    return cublasLtMatmulAlgoCheck(blas, p->desc, p->b, p->a, p->c, p->c, algo, &result) ==
+               CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= GEMM_WORKSPACE;
+}
+
+/* Whether an algorithm computes all forms of the plan's epilogue. */
+static bool runs_all(BlasHandle blas, const GemmPlan *p, const cublasLtMatmulAlgo_t *algo) {
+    cublasLtEpilogue_t e = (cublasLtEpilogue_t)p->key.epilogue;
+    if (!has_aux(e) || e == CUBLASLT_EPILOGUE_DGELU) return true;
+    bool all = runs(blas, p, algo, without_aux(e)) && runs(blas, p, algo, without_gelu(e));
+    set_epilogue(p->desc, e);
+    return all;
+}
+
 /* The heuristic's first choice that fits the workspace. */
 static void choose(BlasHandle blas, GemmPlan *p) {
     cublasLtMatmulHeuristicResult_t results[TRIED];
@@ -158,8 +234,9 @@ static void choose(BlasHandle blas, GemmPlan *p) {
         check(status, "MatmulAlgoGetHeuristic");
     cublasLtMatmulPreferenceDestroy(preference);
     for (int i = 0; i < count && !p->found; i++) {
-        p->found =
-            results[i].state == CUBLAS_STATUS_SUCCESS && results[i].workspaceSize <= GEMM_WORKSPACE;
+        p->found = results[i].state == CUBLAS_STATUS_SUCCESS &&
+                   results[i].workspaceSize <= GEMM_WORKSPACE &&
+                   runs_all(blas, p, &results[i].algo);
         if (p->found) p->algo = results[i].algo;
     }
 }
@@ -191,10 +268,28 @@ static GemmPlan *plan_new(Stream *s, const GemmKey *k) {
     return p;
 }
 
+static GemmPlans *plans_of(Stream *s) {
+    if (s->gemms.plans) return s->gemms.plans;
+    GemmPlans *all = xcalloc(1, sizeof *all);
+    int device = 0;
+    cuda_check(cudaGetDevice(&device), "asking which GPU is used");
+    cuda_check(cudaDeviceGetAttribute(&all->generation, cudaDevAttrComputeCapabilityMajor, device),
+               "asking for a GPU's compute capability");
+    s->gemms = (PlanCache){.plans = all, .close = plans_close};
+    return all;
+}
+
+/* Whether to ask for an epilogue of the library's at all. Its GELU is an approximation that f32
+ * would show, wants rows of 8 elements, and is a kernel of its own, slower than ours, but on
+ * compute capability 9 and 10 (measured for llm.c and SGLang). */
+static bool wants_library(Stream *s, const Gemm *g) {
+    if (!g->epilogue) return true;
+    int generation = plans_of(s)->generation;
+    return g->type != DT_F32 && g->n % 8 == 0 && (generation == 9 || generation == 10);
+}
+
 static GemmPlan *plan_for(Stream *s, const GemmKey *key) {
-    if (!s->gemms.plans)
-        s->gemms = (PlanCache){.plans = xcalloc(1, sizeof(GemmPlans)), .close = plans_close};
-    GemmPlans *all = s->gemms.plans;
+    GemmPlans *all = plans_of(s);
     uint64_t hash = 14695981039346656037u;
     for (size_t i = 0; i < sizeof *key; i++)
         hash = (hash ^ ((const unsigned char *)key)[i]) * 1099511628211u;
@@ -226,13 +321,26 @@ static void fill(Stream *s, const Gemm *g, const void *row, void *c) {
                    "copying rows");
 }
 
+/* The addresses of this product, and which of GELU's results are wanted; answers where the first
+ * of them goes. */
+static void *aim(const GemmPlan *p, const Gemm *g, const void *bias, void *c) {
+    cublasLtEpilogue_t e = (cublasLtEpilogue_t)p->key.epilogue;
+    if (p->key.vector_alignment)
+        set_pointer(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g->sums ? g->sums : bias);
+    if (!has_aux(e)) return c;
+    set_pointer(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g->aux);
+    if (g->epilogue == EPILOGUE_GELU)
+        set_epilogue(p->desc, !c ? without_gelu(e) : g->aux ? e : without_aux(e));
+    return c ? c : g->aux;
+}
+
 static void run(Stream *s, GemmPlan *p, const Gemm *g, const void *a, const void *b,
                 const void *bias, void *c) {
     const float alpha = (float)g->alpha, beta = (float)g->beta;
     CHECK(s->workspace_bytes >= GEMM_WORKSPACE, "gemm: needs %d bytes of workspace, has %zu",
           GEMM_WORKSPACE, s->workspace_bytes);
-    if (g->has_bias) set(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
-    check(cublasLtMatmul(cuda_blas(s), p->desc, &alpha, b, p->b, a, p->a, &beta, c, p->c, c, p->c,
+    void *to = aim(p, g, bias, c);
+    check(cublasLtMatmul(cuda_blas(s), p->desc, &alpha, b, p->b, a, p->a, &beta, to, p->c, to, p->c,
                          &p->algo, s->workspace, GEMM_WORKSPACE, cuda_queue(s)),
           "Matmul");
 }
@@ -242,21 +350,51 @@ static const void *member(const void *p, int64_t i, int64_t stride, DType t) {
     return p ? (const char *)p + i * stride * (int64_t)dtype_size(t) : NULL;
 }
 
-/* Where the library has no algorithm for a batch its members are multiplied one by one, and where
- * it has none with a bias C starts as that, which rounds the same. */
+static void multiply(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias,
+                     void *c);
+
+static void multiply_members(Stream *s, const Gemm *g, const void *a, const void *b,
+                             const void *bias, void *c) {
+    Gemm one = *g;
+    one.batch = 1;
+    for (int64_t i = 0; i < g->batch; i++) {
+        if (g->sums) one.sums = g->sums + i * g->m;
+        multiply(s, &one, member(a, i, g->stride_a, g->type), member(b, i, g->stride_b, g->type),
+                 member(bias, i, g->stride_bias, g->type),
+                 (void *)member(c, i, g->stride_c, g->type_c));
+    }
+}
+
+/* One product, and what comes with it by our own kernels. */
+static void multiply_apart(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias,
+                           void *c) {
+    Gemm plain = *g;
+    plain.epilogue = EPILOGUE_NONE;
+    plain.sums = NULL;
+    void *u = g->epilogue == EPILOGUE_GELU && g->aux ? g->aux : c;
+    multiply(s, &plain, a, b, bias, u);
+    if (g->epilogue == EPILOGUE_GELU && c) cuda_gelu(s, g->type, g->m * g->n, u, c);
+    if (g->epilogue == EPILOGUE_GELU_GRAD) cuda_gelu_grad(s, g->type, g->m * g->n, g->aux, c, 0, c);
+    if (g->sums) cuda_column_sum(s, g->type, g->k, g->m, g->lda, a, g->keep_sums, g->sums);
+}
+
+/* The library assigns sums, and does not say whether it scales them. */
+static bool sums_fit(const Gemm *g) { return !g->sums || (g->keep_sums == 0 && g->alpha == 1); }
+
+/* Where the library has no algorithm for a batch its members are multiplied one by one, where it
+ * has none with an epilogue that is done apart, and where it has none with a bias C starts as that,
+ * which rounds the same. */
 static void multiply(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias,
                      void *c) {
     GemmKey key = key_of(g, a, b, bias, c);
-    GemmPlan *p = g->k ? plan_for(s, &key) : NULL;
+    GemmPlan *p = g->k && sums_fit(g) && wants_library(s, g) ? plan_for(s, &key) : NULL;
     Gemm simpler = *g;
     if (p && p->found) {
         run(s, p, g, a, b, bias, c);
     } else if (g->batch > 1) {
-        simpler.batch = 1;
-        for (int64_t i = 0; i < g->batch; i++)
-            multiply(s, &simpler, member(a, i, g->stride_a, g->type),
-                     member(b, i, g->stride_b, g->type), member(bias, i, g->stride_bias, g->type),
-                     (void *)member(c, i, g->stride_c, g->type_c));
+        multiply_members(s, g, a, b, bias, c);
+    } else if (g->epilogue || g->sums) {
+        multiply_apart(s, g, a, b, bias, c);
     } else if (!p && g->beta != 0) {
         return; /* an empty sum adds nothing */
     } else if (!p || g->has_bias) {
@@ -271,9 +409,12 @@ static void multiply(Stream *s, const Gemm *g, const void *a, const void *b, con
 }
 
 void cuda_gemm(Stream *s, const Gemm *g, const void *a, const void *b, const void *bias, void *c) {
-    CHECK(g->batch >= 1 && g->batch <= INT32_MAX, "gemm: a batch of %lld", (long long)g->batch);
-    CHECK(!g->has_bias || g->beta == 0, "gemm: a bias comes with beta 0");
+    gemm_check(g);
     CHECK(!g->has_bias || g->type_c == g->type, "gemm: a bias is of C's type");
-    if (!g->m || !g->n) return;
-    multiply(s, g, a, b, bias, c);
+    if (g->m && g->n)
+        multiply(s, g, a, b, bias, c);
+    else
+        for (int64_t i = 0; g->sums && i < g->batch; i++)
+            cuda_column_sum(s, g->type, g->k, g->m, g->lda, member(a, i, g->stride_a, g->type),
+                            g->keep_sums, g->sums + i * g->m);
 }

@@ -13,8 +13,8 @@
  * the old contents are never read (they may be NaN). NULL outputs are not wanted and not computed.
  *
  * Determinism. A result depends on the arguments alone: not on the number of threads, nor on
- * earlier calls. Sums over rows run in chunks of a fixed number of rows (gemm and
- * column_sum: ROW_CHUNK), added in order.
+ * earlier calls. Sums over rows run in chunks of a fixed number of rows, added in order: on the CPU
+ * ROW_CHUNK in gemm and column_sum; other devices have numbers of their own.
  *
  * In-place use. Where a comment says "y may be x", both may be the same address.
  */
@@ -27,6 +27,15 @@ enum { ROW_CHUNK = 1024 };
 /* A queue of work on a device, with what libraries need to run on it (handles, caches of compiled
  * primitives, the workspace). Work on one stream runs in order. The CPU's runs at once. */
 typedef struct Stream Stream;
+/* Work that was captured of a stream, to be done again. */
+typedef struct Captured Captured;
+
+/* What becomes of a product u = alpha * op(A) op(B) + bias before it is stored. Of one matrix that
+ * is not added to and lies without gaps: batch 1, beta 0, ldc n.
+ *   GELU       C = gelu(u), aux = u. NULL: not wanted; the bits of either are the same whether the
+ *              other is wanted or not
+ *   GELU_GRAD  C = gelu'(aux) * u, without a bias */
+typedef enum { EPILOGUE_NONE, EPILOGUE_GELU, EPILOGUE_GELU_GRAD } Epilogue;
 
 /* C[g] = alpha * op(A[g]) op(B[g]) + bias[g] + beta * C[g]   for g < batch.
  * op(A) is [m,k], op(B) is [k,n], C is [m,n], bias is one row [n]. A transposed matrix is stored
@@ -41,7 +50,12 @@ typedef struct {
         stride_bias;  /* elements between batch members; may be 0 */
     real alpha, beta; /* beta is 0 or 1; with 0, C is not read */
     bool has_bias;    /* only with beta 0 */
-    bool k_is_rows;   /* k counts rows of a pack: sum it by ROW_CHUNK, in order */
+    bool k_is_rows;   /* k counts rows of a pack: the CPU sums by ROW_CHUNK, in order */
+    Epilogue epilogue;
+    void *aux;  /* [m,n] of C's type: the GELU's input, written or read */
+    real *sums; /* [batch,m] = keep_sums * sums + sum over op(A)'s columns, which alpha does
+                   not scale; only of a transposed A. NULL: not wanted */
+    real keep_sums;
 } Gemm;
 
 /* y = LN(x) [* (1 + scale) + shift], LN over the last axis with gamma, beta and biased variance.
@@ -126,17 +140,23 @@ typedef struct {
     int64_t row_width, offset; /* columns of a row; where this tensor's columns begin */
 } Patch;
 
+/* What all dropout of a run draws with. */
+typedef struct {
+    uint64_t seed;
+    uint32_t step; /* optimizer step */
+} DropoutState;
+
 /* Inverted dropout: y = keep*y + (drawn ? x / (1-p) : 0). See kernels/random.h for the draw.
  * Segments are runs of rows of samples. */
 typedef struct {
     DType t;
-    int64_t width;            /* D */
-    int segments;             /* B */
-    const int64_t *cu_rows;   /* [B+1] on the host: rows of each segment */
-    const uint32_t *ordinals; /* [samples] on the device: their ordinals */
-    real p;                   /* probability of zero, 0 <= p < 1, in steps of 2^-16 */
-    uint64_t seed;
-    uint32_t step, purpose;
+    int64_t width;             /* D */
+    int segments;              /* B */
+    const int64_t *cu_rows;    /* [B+1] on the host: rows of each segment */
+    const uint32_t *ordinals;  /* [samples] on the device: their ordinals */
+    real p;                    /* probability of zero, 0 <= p < 1, in steps of 2^-16 */
+    const DropoutState *state; /* on the device, so that a captured step may be drawn anew */
+    uint32_t purpose;
     const int64_t *first;  /* [B] on the host: where in its sample a segment begins, in rows */
     const int32_t *sample; /* [B] on the host: its sample; NULL, and first too: whole samples */
 } Dropout;
@@ -207,6 +227,16 @@ typedef struct Backend {
     void (*stream_sync)(Stream *s); /* returns when all work on the stream is done */
     /* What s is given from now on begins when all that `other` was given so far is done. */
     void (*stream_after)(Stream *s, Stream *other);
+    /* Between these two, what s is given is not done but captured, and so is what other streams are
+     * given once they come after s; s must come after them again before the end. Meanwhile no
+     * stream is synced, and of host memory only that of alloc_host is copied. capture_begin answers
+     * false where nothing can be captured now; capture_end NULL where this could not be, and
+     * nothing of it was done. All four entries are NULL where the device captures nothing. */
+    bool (*capture_begin)(Stream *s);
+    Captured *(*capture_end)(Stream *s);
+    /* Does it again, in the order of s: the same work on the same addresses. */
+    void (*replay)(Stream *s, Captured *c);
+    void (*captured_close)(Captured *c);
 
     /* Device memory, aligned to 256 bytes; NULL when there is none. */
     void *(*alloc)(size_t bytes);
@@ -337,6 +367,9 @@ typedef struct {
 C_BEGIN
 
 extern const Backend BACKEND_CPU;
+
+/* CHECKs that the fields of a Gemm agree. */
+void gemm_check(const Gemm *g);
 
 /* The table of GPU `index`, for the whole process; another index later is a bug. NULL and *e (exit
  * 1, one line): built without CUDA, no driver or too old a one, no such device, a compute

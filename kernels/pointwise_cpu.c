@@ -65,7 +65,8 @@ void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real kee
 static void drop_block(const Dropout *d, uint32_t ordinal, int64_t first, int64_t n, const real *x,
                        real keep, real *y) {
     enum { BLOCK = 1024 };
-    Draw draw = {.seed = d->seed, .ordinal = ordinal, .step = d->step, .purpose = d->purpose};
+    Draw draw = {
+        .seed = d->state->seed, .ordinal = ordinal, .step = d->state->step, .purpose = d->purpose};
     uint32_t threshold = dropout_threshold(d->p);
     real scale = 65536 / (real)(65536 - threshold);
     for (int64_t i = 0; i < n; i += BLOCK) {

@@ -10,21 +10,20 @@
 enum { THREADS = 256, GROUP = 8 };
 
 typedef struct {
-    uint32_t key[2], step, purpose;
-    uint32_t threshold;
+    uint32_t purpose, threshold;
     float scale;
 } Chance;
 
 /* y = keep * y + (drawn ? x * scale : 0) over elements [first, first + n) of a sample, which lie at
  * x and y. Where V > 1, first is a multiple of GROUP. */
 template <class T, int V>
-__global__ void drop(Chance chance, const uint32_t *ordinal, int64_t first, int64_t n, const T *x,
-                     float keep, T *y) {
+__global__ void drop(Chance chance, const DropoutState *state, const uint32_t *ordinal,
+                     int64_t first, int64_t n, const T *x, float keep, T *y) {
     int64_t group = first / GROUP + (int64_t)blockIdx.x * THREADS + threadIdx.x;
     int64_t at = group * GROUP - first;
     if (at >= n) return;
-    philox4x32_ctr_t counter = {{(uint32_t)group, *ordinal, chance.step, chance.purpose}};
-    philox4x32_key_t key = {{chance.key[0], chance.key[1]}};
+    philox4x32_ctr_t counter = {{(uint32_t)group, *ordinal, state->step, chance.purpose}};
+    philox4x32_key_t key = {{(uint32_t)state->seed, (uint32_t)(state->seed >> 32)}};
     philox4x32_ctr_t drawn = philox4x32(counter, key);
 #pragma unroll
     for (int k = 0; k < GROUP; k += V) {
@@ -42,8 +41,7 @@ __global__ void drop(Chance chance, const uint32_t *ordinal, int64_t first, int6
 }
 
 void cuda_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y) {
-    Chance chance = {{(uint32_t)d->seed, (uint32_t)(d->seed >> 32)}, d->step, d->purpose, 0, 0};
-    chance.threshold = dropout_threshold(d->p);
+    Chance chance = {d->purpose, dropout_threshold(d->p), 0};
     chance.scale = 65536 / (float)(65536 - chance.threshold);
     int64_t bytes = (int64_t)dtype_size(d->t);
     for (int b = 0; b < d->segments; b++) {
@@ -58,7 +56,7 @@ void cuda_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y
         bool wide = first % GROUP == 0 && packable(d->t, (uintptr_t)from | (uintptr_t)to, n);
         WITH_PACKS(d->t, wide, 1, "dropout", T, V,
                    LAUNCH((drop<T, V>), blocks_for(n + first % GROUP, THREADS * GROUP), THREADS, 0,
-                          cuda_queue(s), chance, ordinal, first, n, (const T *)from, keep,
+                          cuda_queue(s), chance, d->state, ordinal, first, n, (const T *)from, keep,
                           (T *)to));
         cuda_check_launch("dropout");
     }

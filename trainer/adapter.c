@@ -2,6 +2,7 @@
 #include "data/json.h"
 #include "data/nearest.h"
 #include "data/weights.h"
+#include "trainer/inspect.h"
 #include "trainer/lora.h"
 
 #include <math.h>
@@ -133,6 +134,16 @@ static bool open_settings(Adapter *a, Error *e) {
     return ok;
 }
 
+/* What lies beside the file is as it was written, where digests.json says how that was. */
+static bool verify_folder(const Adapter *a, Error *e) {
+    const char *file = a->weights.shards[0].path, *slash = strrchr(file, '/');
+    char *folder = slash ? xprintf("%.*s", (int)MAX(slash - file, 1), file) : xstrdup(".");
+    int files;
+    bool ok = inspect_digests(folder, &files, e);
+    free(folder);
+    return ok;
+}
+
 /* settings[<prefix><key>], and over it the entry of <prefix><pattern_key> that fits the module. */
 static bool setting(const Adapter *a, const char *key, const char *pattern_key, const char *module,
                     double *value, Error *e) {
@@ -190,8 +201,8 @@ Adapter *adapter_open(const char *path, Error *e) {
     Adapter *a = xcalloc(1, sizeof *a);
     a->path = xstrdup(path);
     a->prefix = "";
-    bool ok =
-        weights_open(&a->weights, path, e) && weights_verify(&a->weights, e) && open_settings(a, e);
+    bool ok = weights_open(&a->weights, path, e) && weights_verify(&a->weights, e) &&
+              verify_folder(a, e) && open_settings(a, e);
     for (size_t i = 0; ok && i < a->weights.n_tensors; i++)
         ok = read_name(a, &a->weights.tensors[i], e);
     for (int i = 0; ok && i < a->n_entries; i++) ok = check_entry(a, &a->entries[i], e);

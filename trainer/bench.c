@@ -99,6 +99,7 @@ static void print_table(const Bench *b) {
         const BenchRow *r = &b->rows[i];
         if (!r->peak_bytes) continue;
         printf("%s: %.3f GiB at the peak", r->name, (double)r->peak_bytes / (1 << 30));
+        if (r->host_bytes) printf(", %.3f GiB on the host", (double)r->host_bytes / (1 << 30));
         if (r->rows) printf(", %lld rows", (long long)r->rows);
         printf("\n");
     }
@@ -121,7 +122,10 @@ static void print_json(const Bench *b) {
                       1e3 * r->seconds[0], "median_ms", 1e3 * r->seconds[b->repeat / 2], "flops",
                       r->cost.flops, "bytes", r->cost.bytes, "share", share_of(b, r));
         CHECK(j, "bench: JSON of %s", r->name);
-        if (r->rows) json_object_set_new(j, "rows", json_integer(r->rows));
+        if (r->rows) {
+            json_object_set_new(j, "rows", json_integer(r->rows));
+            json_object_set_new(j, "host_bytes", json_integer(r->host_bytes));
+        }
         if (r->peak_bytes) json_object_set_new(j, "peak_bytes", json_integer(r->peak_bytes));
         json_array_append_new(list, j);
     }

@@ -9,7 +9,8 @@ typedef struct {
     double *seconds; /* [repeat] */
     Cost cost;
     int64_t rows;       /* of a training step; 0: not one */
-    int64_t peak_bytes; /* of a whole computation; 0: not one */
+    int64_t peak_bytes; /* of a whole computation, on its device; 0: not one */
+    int64_t host_bytes; /* of a training step: what rests or waits in host memory beside it */
 } BenchRow;
 
 typedef struct {

@@ -307,7 +307,7 @@ static void *write_in_background(void *context) {
 
 static void copy_state(Saver *s) {
     Model *m = s->model;
-    const Backend *k = m->memory.k;
+    m->memory.k->stream_sync(m->stream); /* before the host reads what it holds itself */
     for (int b = 0; b < m->params->n_buckets; b++) {
         const Bucket *bucket = &m->params->bucket[b];
         Copy *c = &s->copies[b];
@@ -318,10 +318,12 @@ static void copy_state(Saver *s) {
                     m->stream);
         if (!first) memcpy(c->master, s->passing + c->shard.from, bytes);
         int64_t at = c->shard.from - bucket->moments.from;
-        k->download(m->stream, c->m, bucket->m + at, bytes);
-        k->download(m->stream, c->v, bucket->v + at, bytes);
+        const Backend *k = bucket->host ? &BACKEND_CPU : m->memory.k;
+        Stream *stream = bucket->host ? NULL : m->stream;
+        k->download(stream, c->m, bucket->m + at, bytes);
+        k->download(stream, c->v, bucket->v + at, bytes);
     }
-    k->stream_sync(m->stream);
+    m->memory.k->stream_sync(m->stream);
 }
 
 /* Every rank has come here, and rank 0's folder is there. */

@@ -85,5 +85,6 @@ Profile device_profile(const Config *c) {
     Profile p = named ? *named : *profile_find("a100");
     p.name = named ? named->name : "a GPU that is not in the table, taken for an a100";
     p.memory_bytes = (int64_t)gpu.total_bytes;
+    p.host_bytes = available_bytes(0, NULL);
     return p;
 }

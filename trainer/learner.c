@@ -2,6 +2,7 @@
 #include "trainer/learner.h"
 
 #include "trainer/positions.h"
+#include "trainer/same.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -21,6 +22,7 @@ static Shaped shape_open(const Learner *l, const Config *c, const Pack *pack) {
     if (l->trains && m->training != TRAIN_NOTHING) plan_backward(s.plan, s.io.loss);
     int layers = (int)m->dit->config.layers;
     plan_recompute(s.plan, l->policy, layers);
+    plan_fuse(s.plan);
     plan_homes(s.plan, (int)c->train.accumulate);
     if (c->memory.activations.home == PLACE_HOST) plan_stash(s.plan);
     if (c->memory.prefetch == PREFETCH_ON) plan_prefetch(s.plan);
@@ -106,24 +108,14 @@ static void choose_recompute(Learner *l, const Config *c, const Pack *packs, int
     plan_all(l, c, packs, n, choice, layers);
 }
 
-/* What every rank has: all of them must choose alike. */
-static int64_t least_available(const Model *m, int64_t available) {
-    if (m->comm->size == 1 || m->comm->recording) return available;
-    double mine = (double)MIN(available, INT64_C(1) << 60);
-    double *all = xcalloc((size_t)m->comm->size, sizeof *all);
-    m->comm->all_gather(m->comm, m->stream, DT_F64, 1, &mine, all);
-    for (int i = 0; i < m->comm->size; i++) mine = MIN(mine, all[i]);
-    free(all);
-    return (int64_t)mine;
-}
-
 Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
                      int64_t available) {
     Learner *l = xcalloc(1, sizeof *l);
     l->model = m;
     l->trains = trains;
     check_rows(l, c, packs, n_packs);
-    available = least_available(m, available);
+    available = ranks_least(m->comm, m->stream, available); /* all of them must choose alike */
+    m->host_limit = ranks_least(m->comm, m->stream, m->host_limit);
     l->policy = xcalloc((size_t)m->dit->config.layers + 1, sizeof *l->policy);
     l->shaped = xcalloc((size_t)n_packs, sizeof *l->shaped);
     if (c->memory.recompute == MEMORY_RECOMPUTE_AUTO)
@@ -153,14 +145,16 @@ static void check_fits(const Learner *l, const Config *c, int64_t available) {
             (double)c->memory.budget / gib, (double)(b.total - available) / gib,
             l->recompute < MEMORY_RECOMPUTE_BLOCK ? "; so does memory.recompute=auto" : "");
     if (m->memory.k != &BACKEND_CPU)
-        die("%.2f GiB of the GPU's memory are needed, and %.2f GiB are free. Set memory.budget to "
-            "what there is, and what can rest in host memory moves there; fewer frames or a "
-            "smaller size need less. `cogsmith plan` says what takes how much",
+        die("%.2f GiB of the GPU's memory are needed, and %.2f GiB are free. With "
+            "memory.base.home=host, memory.optimizer.home=host and memory.activations.home=host "
+            "more rests in host memory; fewer frames or a smaller size need less. `cogsmith plan` "
+            "says what takes how much",
             (double)b.total / gib, (double)available / gib);
 }
 
 Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
                       int64_t available) {
+    available = ranks_least(m->comm, m->stream, available); /* what does not fit ends all of them */
     Learner *l = learner_try(m, c, packs, n_packs, trains, available);
     check_fits(l, c, available);
     return l;

@@ -1,6 +1,7 @@
 /* The command line: finds the verb, builds its Call, runs it. */
 #define _XOPEN_SOURCE 700
 #include "data/nearest.h"
+#include "kernels/comm.h"
 #include "trainer/cli.h"
 
 #include <errno.h>
@@ -181,8 +182,12 @@ static void spin_briefly(char **argv) {
         execv(path, argv);
 }
 
+/* More than mpirun takes to end the other ranks once one has failed. */
+static const double END_SECONDS = 2;
+
 int main(int argc, char **argv) {
     spin_briefly(argv);
+    if (comm_world_rank()) die_after(END_SECONDS, xprintf("rank %d: ", comm_world_rank()));
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is then a failed write, like a full disk */
     int code = run_program(argc, argv);
     if (fflush(stdout) || ferror(stdout)) {

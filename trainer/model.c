@@ -262,15 +262,17 @@ static DType stored_type(const Model *m) {
 }
 
 /* Opens what is in the folder. Without MODEL_WEIGHTS, weights may be missing; that they are there
- * and cannot be read is said. */
+ * and cannot be read is said, once for all models of a search. */
 static void open_weights(Model *m, ModelDetail detail) {
+    static bool told;
     Error e;
     bool opened = weights_open(&m->weights, m->folder, &e);
     if (!opened && detail == MODEL_WEIGHTS) die_error(&e);
     m->stored = stored_type(m);
-    if (!opened && inspect_has_weights(m->folder))
-        fprintf(stderr, "cogsmith: %s\ncogsmith: going on without weights, as if stored in %s\n",
-                e.text, dtype_name(m->stored));
+    if (opened || told || comm_world_rank() || !inspect_has_weights(m->folder)) return;
+    told = true;
+    fprintf(stderr, "cogsmith: %s\ncogsmith: going on without weights, as if stored in %s\n",
+            e.text, dtype_name(m->stored));
 }
 
 /* Where frozen weights rest. Files are read block by block unless a copy is asked for, or stored
@@ -309,6 +311,17 @@ static void freeze_adapter(Model *m, const Adapter *a) {
     if (!copies) die_error(&e);
     m->frozen = copies;
     m->n_frozen = n;
+}
+
+/* Before any of it is taken. */
+static void check_host_memory(const Model *m) {
+    const double gib = 1 << 30;
+    int64_t bytes = params_host_bytes(m->params);
+    if (bytes > m->host_limit)
+        die("%.2f GiB of host memory are needed for what memory.base.home and "
+            "memory.optimizer.home have rest there, and %.2f GiB are free. `cogsmith plan` says "
+            "what takes how much",
+            (double)bytes / gib, (double)m->host_limit / gib);
 }
 
 static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *start) {
@@ -391,6 +404,7 @@ static Model *open_model(const Config *c, Training training, ModelDetail detail,
     make_params(m, c, detail);
     m->params->release = release_pages;
     m->params->release_context = m;
+    if (detail != MODEL_SHAPES) check_host_memory(m);
     if (detail != MODEL_SHAPES) fill_params(m, c, detail, start);
     adapter_close(start);
     return m;

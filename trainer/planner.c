@@ -1,7 +1,9 @@
 /* Owns the search over homes. */
 #include "trainer/planner.h"
 
+#include "trainer/device.h"
 #include "trainer/native.h"
+#include "trainer/same.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +14,22 @@ double predicted_seconds(const Config *c, const Profile *p, const Learner *l) {
     return (double)c->train.accumulate * profile_seconds(p, l->shaped[0].plan) +
            update.bytes / (host ? p->host_memory_rate : p->memory_rate) +
            update.sent / p->link_rate;
+}
+
+const char *planned_home(const Model *m, bool trained) {
+    static const char *const NAMES[] = {[HOME_DEVICE] = "device",
+                                        [HOME_HOST] = "host",
+                                        [HOME_RANKS] = "ranks",
+                                        [HOME_FILE] = "file"};
+    for (int i = 0; i < m->params->n_buckets; i++) {
+        const Bucket *b = &m->params->bucket[i];
+        if (b->trained == trained) return b->host ? "host" : NAMES[b->home];
+    }
+    return "none";
+}
+
+const char *planned_activations(const Learner *l) {
+    return l->shaped[0].plan->host_bytes ? "host" : "device";
 }
 
 /* ---- what is tried ----------------------------------------------------------------------------
@@ -29,8 +47,18 @@ static int places(PlaceChoice set, bool open, PlaceChoice more, PlaceChoice out[
     return n;
 }
 
+/* Of the plan for held-out losses, which lies beside the training one. */
+static int64_t holdout_bytes(Model *m, const Config *c, const Pack *pack) {
+    if (!c->data.holdout || !c->train.validate_every) return 0;
+    Pack one = {1, pack->fhw, pack->text_rows};
+    Learner *l = learner_try(m, c, &one, 1, false, INT64_MAX);
+    LearnerBytes b = learner_bytes(l);
+    learner_close(l);
+    return b.total - b.resident;
+}
+
 static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, const Profile *p,
-                            bool foreign, int64_t available) {
+                            bool foreign, int64_t available, int64_t host_limit) {
     Config trial = *c; /* borrows the strings */
     trial.memory.base.home = m.base;
     trial.memory.optimizer.home = m.optimizer;
@@ -38,11 +66,16 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
     trial.memory.prefetch = m.prefetch;
     Model *model = model_open(&trial, training, MODEL_SHAPES, foreign);
     NativePack native = native_pack(&trial, &model->dit->config);
-    if (foreign) model->host_limit = p->host_bytes;
-    Learner *l = learner_try(model, &trial, &native.pack, 1, true, available);
+    model->host_limit = host_limit;
+    m.holdout_bytes = holdout_bytes(model, &trial, &native.pack);
+    Learner *l = learner_try(model, &trial, &native.pack, 1, true, available - m.holdout_bytes);
     m.recompute = l->recompute;
     m.hard_blocks = l->hard_blocks;
+    m.base_home = planned_home(model, false);
+    m.optimizer_home = planned_home(model, true);
+    m.activations_home = planned_activations(l);
     m.bytes = learner_bytes(l);
+    m.bytes.total += m.holdout_bytes;
     m.seconds = predicted_seconds(&trial, p, l);
     m.fits = m.bytes.total <= available && m.bytes.host <= model->host_limit;
     learner_close(l);
@@ -53,19 +86,22 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
 
 /* Nothing is faster than the usual homes without recomputation. */
 static bool is_best(const MemoryChoice *m) {
-    return m->fits && m->prefetch != PREFETCH_OFF && m->recompute == MEMORY_RECOMPUTE_NONE &&
-           m->base != PLACE_HOST && m->optimizer != PLACE_HOST && m->activations != PLACE_HOST;
+    return m->fits && m->recompute == MEMORY_RECOMPUTE_NONE && m->base != PLACE_HOST &&
+           m->optimizer != PLACE_HOST && m->activations != PLACE_HOST;
 }
 
-static bool better(const MemoryChoice *a, const MemoryChoice *b) {
+/* Of those that do not fit the better one is what the host can hold, and then the smaller. */
+static bool better(const Planning *p, const MemoryChoice *a, const MemoryChoice *b) {
+    bool holds_a = a->bytes.host <= p->host_limit, holds_b = b->bytes.host <= p->host_limit;
     if (a->fits != b->fits) return a->fits;
-    return a->fits ? a->seconds < b->seconds : a->bytes.total < b->bytes.total;
+    if (a->fits) return a->seconds < b->seconds;
+    return holds_a != holds_b ? holds_a : a->bytes.total < b->bytes.total;
 }
 
 static void rank(Planning *p) {
     p->next = -1;
     for (int i = 1; i < p->n; i++)
-        if (better(&p->tried[i], &p->tried[p->chosen])) p->chosen = i;
+        if (better(p, &p->tried[i], &p->tried[p->chosen])) p->chosen = i;
     for (int i = 0; i < p->n; i++) {
         if (i == p->chosen || !p->tried[i].fits) continue;
         if (p->next < 0 || p->tried[i].seconds < p->tried[p->next].seconds) p->next = i;
@@ -81,7 +117,7 @@ static PrefetchChoice prefetch_first(const Config *c, const Profile *p) {
 /* Without a limit nothing is recomputed and everything has its usual home. */
 static double unlimited(const Config *c, Training training, const Profile *p, bool foreign) {
     MemoryChoice m = {.base = PLACE_AUTO, .prefetch = prefetch_first(c, p)};
-    return try_one(c, m, training, p, foreign, INT64_MAX).seconds;
+    return try_one(c, m, training, p, foreign, INT64_MAX, INT64_MAX).seconds;
 }
 
 Planning planner_try(const Config *c, Training training, const Profile *profile, bool foreign,
@@ -94,7 +130,9 @@ Planning planner_try(const Config *c, Training training, const Profile *profile,
     int n_optimizer = places(k->optimizer.home, true, PLACE_AUTO, optimizer);
     int n_activations = places(k->activations.home, true, PLACE_AUTO, activations);
     size_t most = 2 * (size_t)(n_base * n_optimizer * n_activations);
-    Planning p = {.tried = xcalloc(most, sizeof *p.tried)};
+    Planning p = {.tried = xcalloc(most, sizeof *p.tried),
+                  .host_limit =
+                      profile->host_bytes ? profile->host_bytes : available_bytes(0, NULL)};
     for (int o = 0; o < n_optimizer; o++)
         for (int b = 0; b < n_base; b++)
             for (int a = 0; a < n_activations; a++) {
@@ -103,12 +141,12 @@ Planning planner_try(const Config *c, Training training, const Profile *profile,
                                   .optimizer = optimizer[o],
                                   .activations = activations[a],
                                   .prefetch = prefetch_first(c, profile)};
-                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available);
+                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available, p.host_limit);
                 if (m.prefetch == PREFETCH_OFF || k->prefetch == PREFETCH_ON ||
                     is_best(&p.tried[p.n - 1]))
                     continue;
                 m.prefetch = PREFETCH_OFF;
-                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available);
+                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available, p.host_limit);
             }
     rank(&p);
     p.unlimited_seconds =
@@ -121,34 +159,94 @@ void planner_close(Planning *p) {
     *p = (Planning){0};
 }
 
-static const char *home_name(PlaceChoice place) {
-    static const char *const NAMES[] = {"their usual home", "device", "host", "ranks", "file"};
-    return NAMES[place];
+/* The smallest of those that would fit if the host had more memory; NULL: there is none. */
+static const MemoryChoice *smallest(const Planning *p, int64_t available) {
+    const MemoryChoice *found = NULL;
+    for (int i = 0; i < p->n; i++) {
+        const MemoryChoice *m = &p->tried[i];
+        if (m->bytes.host <= p->host_limit || m->bytes.total > available) continue;
+        if (!found || m->bytes.host < found->bytes.host) found = m;
+    }
+    return found;
 }
 
-void planner_apply(Config *c, const Planning *p, int64_t available) {
-    const MemoryChoice *m = &p->tried[p->chosen];
-    double gib = 1 << 30;
-    if (c->memory.budget && !m->fits)
-        config_die(c, "memory.budget",
-                   "%.3f GiB is too little: the least possible is %.3f GiB, with base weights at "
-                   "%s, the optimizer at %s, activations at %s and every block recomputed. Fewer "
-                   "frames, a smaller size, batch or rank need less",
-                   (double)c->memory.budget / gib,
-                   (double)(c->memory.budget - available + m->bytes.total) / gib,
-                   home_name(m->base), home_name(m->optimizer), home_name(m->activations));
+/* What there is does not do. budget: of the device, context included; 0: what is free there. */
+NORETURN static void refuse(const Config *c, const Planning *p, int64_t available) {
+    const MemoryChoice *m = &p->tried[p->chosen], *else_ = smallest(p, available);
+    const double gib = 1 << 30;
+    int64_t most = c->memory.budget ? c->memory.budget : available;
+    char *host = else_ ? xprintf("; it would do with %.3f GiB of host memory, of which %.3f GiB "
+                                 "are free",
+                                 (double)else_->bytes.host / gib, (double)p->host_limit / gib)
+                       : xstrdup("");
+    char *least = xprintf(
+        "the least possible is %.3f GiB, with base weights at %s, the optimizer at %s, activations "
+        "at %s and %s%s. Fewer frames, a smaller size, batch or rank need less",
+        (double)(most - available + m->bytes.total) / gib, m->base_home, m->optimizer_home,
+        m->activations_home,
+        m->recompute == MEMORY_RECOMPUTE_BLOCK ? "every block recomputed"
+                                               : "memory.recompute as it is set",
+        host);
+    if (m->bytes.total <= available)
+        die("%.3f GiB of host memory are needed for what rests or waits there, and %.3f GiB are "
+            "free; %s",
+            (double)m->bytes.host / gib, (double)p->host_limit / gib, least);
+    if (c->memory.budget)
+        config_die(c, "memory.budget", "%.3f GiB is too little: %s", (double)most / gib, least);
+    die("the %.3f GiB of device memory that are free are too little: %s", (double)most / gib,
+        least);
+}
+
+static void apply(Config *c, const MemoryChoice *m) {
     c->memory.base.home = m->base;
     c->memory.optimizer.home = m->optimizer;
     c->memory.activations.home = m->activations;
     c->memory.prefetch = m->prefetch;
 }
 
-void planner_decide(Config *c, Training training) {
-    int64_t available = available_bytes(c->memory.budget, NULL), world = c->plan.world;
-    if (!c->memory.budget) return;
-    c->plan.world = comm_world_size();
-    Planning p = planner_try(c, training, profile_find("cpu"), false, available);
-    planner_apply(c, &p, available);
+void planner_apply(Config *c, const Planning *p, int64_t available) {
+    const MemoryChoice *m = &p->tried[p->chosen];
+    if (c->memory.budget && m->bytes.total > available) refuse(c, p, available);
+    apply(c, m);
+}
+
+/* ---- before a run -----------------------------------------------------------------------------
+ */
+
+/* Rank 0's figures, and the least memory of all. */
+static Profile agree(Comm *ranks, Profile mine) {
+    Profile *all = xcalloc((size_t)ranks->size, sizeof *all);
+    ranks->all_gather(ranks, NULL, DT_U8, sizeof mine, &mine, all);
+    all[0].name = mine.name; /* an address of another process */
+    all[0].host_bytes = ranks_least(ranks, NULL, mine.host_bytes);
+    mine = all[0];
+    free(all);
+    return mine;
+}
+
+void planner_choose(Config *c, Training training, Comm *ranks, const Profile *mine,
+                    int64_t available) {
+    int64_t world = c->plan.world;
+    Profile profile = agree(ranks, *mine);
+    available = ranks_least(ranks, NULL, available);
+    c->plan.world = ranks->size;
+    Planning p = planner_try(c, training, &profile, profile.cuda, available);
+    const MemoryChoice *m = &p.tried[p.chosen];
+    if (!m->fits) refuse(c, &p, available);
+    apply(c, m);
     planner_close(&p);
     c->plan.world = world;
+}
+
+/* Of a GPU whose memory nobody limits: what is lost between the plan and the run, to modules that
+ * load and to allocations that are rounded up to pages of 2 MiB. */
+enum { SPARE_BYTES = 256 << 20 };
+
+void planner_decide(Config *c, Training training, Comm *ranks) {
+    const Backend *k = device_backend(c);
+    ranks_agree(ranks, "device", k->name);
+    if (k == &BACKEND_CPU && !c->memory.budget) return;
+    Profile mine = device_profile(c);
+    int64_t available = device_available(c) - (c->memory.budget ? 0 : SPARE_BYTES);
+    planner_choose(c, training, ranks, &mine, available);
 }

@@ -13,29 +13,43 @@ typedef struct {
     PrefetchChoice prefetch;                  /* on or off */
     RecomputeChoice recompute;
     int64_t hard_blocks; /* see Learner */
-    LearnerBytes bytes;
-    double seconds; /* of an optimizer step, predicted */
+    /* Where that is, by name: "device", "host", "ranks", "file"; "none": there are none. */
+    const char *base_home, *optimizer_home, *activations_home;
+    int64_t holdout_bytes; /* of the plan for held-out losses; 0: there is none */
+    LearnerBytes bytes;    /* the total with that */
+    double seconds;        /* of an optimizer step, predicted */
     bool fits;
 } MemoryChoice;
 
 typedef struct {
     MemoryChoice *tried; /* [n] */
     int n;
-    int chosen;               /* the fastest that fits; else the smallest */
+    int chosen;               /* the fastest that fits; else the smallest that the host can hold */
     int next;                 /* the fastest of the others that fit; -1: none */
     double unlimited_seconds; /* the fastest of all, were there no limit */
+    int64_t host_limit;       /* bytes of host memory that there are */
 } Planning;
 
 /* Tries them on models without memory; `foreign` as for model_open. */
 Planning planner_try(const Config *c, Training training, const Profile *profile, bool foreign,
                      int64_t available);
 void planner_close(Planning *p);
-/* Writes the chosen homes into the config. Ends the program (exit 2) where nothing fits
- * memory.budget, saying the least that would, and how. */
+/* Writes the chosen homes into the config. Ends the program (exit 2) where no device memory of
+ * memory.budget is enough, saying the least that would be, and how. */
 void planner_apply(Config *c, const Planning *p, int64_t available);
 
-/* For a run on this machine with memory.budget set: tries and applies, the same on every rank. */
-void planner_decide(Config *c, Training training);
+/* Before a run: tries and applies what the device of the config can hold, by its profile, the same
+ * on every rank: rank 0's figures and the least memory of all. On a CPU only memory.budget is a
+ * limit. Ends the program (exit 2) where nothing fits. */
+void planner_decide(Config *c, Training training, Comm *ranks);
+/* The same for a device with these figures, which has so much. */
+void planner_choose(Config *c, Training training, Comm *ranks, const Profile *mine,
+                    int64_t available);
+
+/* Where the frozen or the trained parameters of a planned model rest, and what its steps save; as
+ * in MemoryChoice. */
+const char *planned_home(const Model *m, bool trained);
+const char *planned_activations(const Learner *l);
 
 /* Of one optimizer step of a planned learner: micro-steps, and the update where it runs. */
 double predicted_seconds(const Config *c, const Profile *profile, const Learner *l);

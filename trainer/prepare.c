@@ -263,11 +263,12 @@ static void print_table(Prepare *p) {
 
 bool prepare_share(Prepare *p, Error *e) {
     p->wanted = wanted_open(p->config, p->folder, e);
-    if (!p->wanted || !open_cache(p, e)) return false;
-    Encoder encoder = encoder_open(p->config, p->wanted);
-    if (!p->rank) announce(p, &encoder);
-    prepare_opened(p);
-    bool ok = prepare_text(p, e) && prepare_clips(p, &encoder, e);
+    if (!p->wanted) return false;
+    Encoder encoder = encoder_open(p->config, p->wanted); /* a mistake leaves no empty cache */
+    bool ok = open_cache(p, e);
+    if (ok && !p->rank) announce(p, &encoder);
+    if (ok) prepare_opened(p);
+    ok = ok && prepare_text(p, e) && prepare_clips(p, &encoder, e);
     encoder_close(&encoder);
     return ok;
 }

@@ -1,6 +1,7 @@
 /* Owns the embeddings of captions: which are missing, and their way through tokenizer and T5. */
 #include "trainer/device.h"
 #include "trainer/prepare.h"
+#include "trainer/prompts.h"
 
 #include "data/t5.h"
 #include "data/tokenizer.h"
@@ -133,8 +134,9 @@ static bool embed_all(TextStage *t, Error *e) {
     int64_t before = t->p->captions + 1 - t->all;
     Progress *bar = prepare_bar(t->p, "embedding", "captions", before, before + t->all);
     bool ok = true;
-    for (int64_t i = 0; ok && i < t->n; i += BATCH) {
-        int64_t n = MIN(BATCH, t->n - i);
+    int64_t together = captions_together(t->p->config, t5, w->text_length, BATCH);
+    for (int64_t i = 0; ok && i < t->n; i += together) {
+        int64_t n = MIN(together, t->n - i);
         ok = embed(t, t5, i, n, e);
         prepare_tell(t->p, &t->p->news.captions, n);
         prepare_show(t->p, bar, offsetof(RankNews, captions), before);

@@ -47,13 +47,40 @@ void profile_list(char *text, size_t size) {
         at += (size_t)snprintf(text + at, size - at, "%s%s", i ? ", " : "", PROFILES[i].name);
 }
 
+/* A number of bytes after `key` in a file of the system; `none`: it is not there. */
+static int64_t read_bytes(const char *path, const char *key, int64_t unit, int64_t none) {
+    FILE *f = fopen(path, "r");
+    char line[256];
+    int64_t bytes = none;
+    size_t n = strlen(key);
+    while (f && fgets(line, sizeof line, f)) {
+        char *end = line;
+        if (strncmp(line, key, n)) continue;
+        int64_t value = strtoll(line + n, &end, 10);
+        if (end != line + n) bytes = value * unit;
+    }
+    if (f) fclose(f);
+    return bytes;
+}
+
+/* The memory that programs can have: free, or of files that were read, which the system gives up
+ * for them; within what the control group allows. */
+static int64_t host_free_bytes(void) {
+    int64_t free_bytes = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    free_bytes = read_bytes("/proc/meminfo", "MemAvailable:", 1024, free_bytes);
+    int64_t most = read_bytes("/sys/fs/cgroup/memory.max", "", 1, INT64_MAX); /* "max": none */
+    if (most == INT64_MAX) return free_bytes;
+    most -= read_bytes("/sys/fs/cgroup/memory.current", "", 1, 0) -
+            read_bytes("/sys/fs/cgroup/memory.stat", "inactive_file ", 1, 0);
+    return MIN(free_bytes, most);
+}
+
 int64_t available_bytes(int64_t budget, const Profile *profile) {
     bool here = !profile || !profile->cuda;
     int64_t context = here ? CPU_CONTEXT_BYTES : profile->context_bytes;
     if (budget) return budget - context;
     if (!here) return profile->memory_bytes - context;
-    int64_t free_bytes = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    return free_bytes / comm_local_size() - context;
+    return host_free_bytes() / comm_local_size() - context;
 }
 
 /* Edges of the product and elements of the copy, which no cache holds; of the attention, on a CPU
@@ -203,7 +230,7 @@ Profile profile_measure(void) {
                  .attention_forward_flops = 4 * pairs / fastest(&t, run_forward),
                  .attention_backward_flops = 10 * pairs / fastest(&t, run_backward),
                  .memory_rate = copy_rate(&t)};
-    p.host_bytes = p.memory_bytes;
+    p.host_bytes = available_bytes(0, NULL);
     p.host_rate = p.memory_rate / 2; /* each byte is read and written */
     p.host_memory_rate = p.memory_rate;
     p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */

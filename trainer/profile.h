@@ -15,7 +15,7 @@ typedef struct {
     double memory_rate;      /* bytes per second, reads and writes together */
     double link_rate;        /* bytes per second that a rank sends to others */
     double host_rate;        /* bytes per second between host and device, one way */
-    int64_t host_bytes;      /* of host memory that is assumed beside it */
+    int64_t host_bytes;      /* of host memory beside it that plans may use; 0: ask the machine */
     double host_memory_rate; /* of the host's memory, reads and writes together */
 } Profile;
 

@@ -3,6 +3,8 @@
 #define _DEFAULT_SOURCE
 #include "trainer/progress.h"
 
+#include "kernels/comm.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,6 +105,7 @@ static void show(Progress *p, double now) {
 
 Progress *progress_open(const char *what, const char *unit, double done, double total) {
     const char *term = getenv("TERM");
+    if (comm_world_rank()) return NULL;
     Progress *p = xcalloc(1, sizeof *p);
     *p = (Progress){.what = xstrdup(what),
                     .unit = xstrdup(unit),
@@ -124,6 +127,7 @@ static bool is_due(const Progress *p, double now) {
 
 void progress_set(Progress *p, double done, const char *note) {
     double now = now_seconds();
+    if (!p) return;
     p->done = done;
     free(p->note);
     p->note = note ? xstrdup(note) : NULL;
@@ -131,9 +135,9 @@ void progress_set(Progress *p, double done, const char *note) {
 }
 
 void progress_say(Progress *p, const char *format, ...) {
-    bool drawn = p->drawn;
+    bool drawn = p && p->drawn;
     va_list args;
-    clear_bar(p);
+    if (p) clear_bar(p);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);

@@ -9,7 +9,8 @@
  *     progress_close(p);
  *
  * The bar is there at once; lines come after ten seconds, then once a minute. progress_close leaves
- * one line that says what was done in which time.
+ * one line that says what was done in which time. Of several ranks only the first one shows it; the
+ * others have NULL, which is right for every function here.
  */
 #pragma once
 
@@ -24,5 +25,5 @@ Progress *progress_open(const char *what, const char *unit, double done, double 
 void progress_set(Progress *p, double done, const char *note);
 /* Prints a line of its own without tearing the bar. */
 void progress_say(Progress *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Ends the bar and frees it; also right for NULL. */
+/* Ends the bar and frees it. */
 void progress_close(Progress *p);

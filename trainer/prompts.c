@@ -3,8 +3,8 @@
 #include "trainer/prompts.h"
 #include "trainer/device.h"
 
-#include "data/t5.h"
 #include "data/tokenizer.h"
+#include "kernels/comm.h"
 #include "trainer/folder.h"
 #include "trainer/progress.h"
 
@@ -87,7 +87,7 @@ static int64_t *tokenize(const Config *c, char *const *texts, int n, int64_t len
         bool cut;
         if (!tokenizer_encode(t, texts[i], strlen(texts[i]), length, ids + i * length, &cut, &e))
             die("prompt \"%.60s\": %s", texts[i], e.text);
-        if (cut)
+        if (cut && !comm_world_rank())
             fprintf(stderr,
                     "cogsmith: the prompt \"%.60s...\" is cut: it has more than %lld "
                     "tokens\n",
@@ -96,6 +96,19 @@ static int64_t *tokenize(const Config *c, char *const *texts, int n, int64_t len
     tokenizer_close(t);
     free(folder);
     return ids;
+}
+
+int64_t captions_together(const Config *c, const T5 *t, int64_t length, int64_t most) {
+    const double mib = 1 << 20;
+    int64_t available = device_available(c), n = most, bytes;
+    while ((bytes = t5_bytes(t, n, length)) > available && n > 1) n--;
+    if (c->memory.budget && bytes > available)
+        config_die(c, "memory.budget",
+                   "%.1f MiB is too little: the text encoder needs %.1f MiB, for one text of %lld "
+                   "tokens",
+                   (double)c->memory.budget / mib,
+                   (double)(c->memory.budget - available + bytes) / mib, (long long)length);
+    return n;
 }
 
 float *prompts_encode(const Config *c, const DitConfig *model, char *const *texts, int n) {
@@ -114,8 +127,9 @@ float *prompts_encode(const Config *c, const DitConfig *model, char *const *text
             folder, (long long)model->text_dim, (long long)t->config.width);
     float *embeddings = xcalloc((size_t)(n * each), sizeof *embeddings);
     Progress *p = progress_open("encoding text", "prompts", 0, n);
-    for (int i = 0; i < n; i += TOGETHER) {
-        int some = MIN(TOGETHER, n - i);
+    int together = (int)captions_together(c, t, length, TOGETHER);
+    for (int i = 0; i < n; i += together) {
+        int some = MIN(together, n - i);
         if (!t5_encode(t, ids + i * length, some, length, embeddings + i * each, &e)) die_error(&e);
         progress_set(p, i + some, NULL);
     }

@@ -56,6 +56,15 @@ void ranks_agree(Comm *c, const char *what, const char *text) {
     free(all);
 }
 
+int64_t ranks_least(Comm *c, Stream *s, int64_t mine) {
+    if (c->size == 1 || c->recording) return mine;
+    int64_t *all = xcalloc((size_t)c->size, sizeof *all), least = mine;
+    c->all_gather(c, s, DT_I64, 1, &mine, all);
+    for (int i = 0; i < c->size; i++) least = MIN(least, all[i]);
+    free(all);
+    return least;
+}
+
 /* A line for each key, with its path; of the caller's own. */
 static char *list_keys(const Config *config) {
     char *text = NULL;

@@ -10,6 +10,9 @@
  * rank must call it. */
 void ranks_agree(Comm *c, const char *what, const char *text);
 
-/* The same program, to the byte, and the same configuration, what the planner chose included: the
- * first thing that ranks do together. */
+/* The least of what the ranks have; every rank must call it. */
+int64_t ranks_least(Comm *c, Stream *s, int64_t mine);
+
+/* The same program, to the byte, and the same configuration: the first thing that ranks do
+ * together. */
 void ranks_agree_to_start(Comm *c, const Config *config);

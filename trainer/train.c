@@ -1,5 +1,6 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
+#include "data/lock.h"
 #include "trainer/cli.h"
 #include "trainer/planner.h"
 #include "trainer/same.h"
@@ -52,11 +53,29 @@ static char *find_start(Train *t, const char *folder) {
     return from;
 }
 
+/* Ranks of other weights would train another model; the digests are remembered beside those of the
+ * data, for the next start. */
+static void compare_weights(const Train *t) {
+    const Model *m = t->model;
+    CacheFiles *files = t->samples->wanted->files;
+    char digest[CACHE_KEY_CHARS], *folder = wanted_cache_folder(t->config);
+    Error e;
+    if (m->comm->size > 1) {
+        if (!cache_files_digest_folder(files, m->folder, digest, &e)) die_error(&e);
+        ranks_agree(m->comm, "transformer", digest);
+        int lock = m->comm->rank ? -1 : folder_lock(folder, "writes this cache", &e);
+        if (lock >= 0 && !cache_files_save(files, &e)) die_error(&e);
+        folder_unlock(lock);
+    }
+    free(folder);
+}
+
 static void open_data(Train *t, bool resumed) {
     const Config *c = t->config;
     int ranks = t->model->data_ranks;
     t->samples = samples_open(c);
     ranks_agree(t->model->comm, "set of samples", t->samples->digest);
+    compare_weights(t);
     if (resumed && strcmp(t->samples->digest, t->at.dataset))
         config_die(c, "data.path",
                    "the samples are not those that the run began with: clips, captions or settings "
@@ -73,9 +92,12 @@ static void open_work(Train *t) {
     const Config *c = t->config;
     Pack pack = samples_pack(t->samples, (int)c->train.batch);
     int64_t available = model_available(t->model, c);
+    t->holdout = holdout_open(t, available);
+    if (t->holdout.learner) {
+        LearnerBytes b = learner_bytes(t->holdout.learner);
+        available -= b.total - b.resident;
+    }
     t->learner = learner_plan(t->model, c, &pack, 1, true, available);
-    available -= learner_bytes(t->learner).total;
-    t->holdout = holdout_open(t, available + learner_bytes(t->learner).resident);
     learner_bind(t->learner, false);
     memory_seal(&t->model->memory, false);
     if (t->holdout.learner) learner_bind(t->holdout.learner, false);
@@ -291,9 +313,10 @@ int verb_train(const Call *call) {
     stop_catch();
     if (!c->train.out) c->train.out = run_folder_path(c);
     Train t = {.config = c, .saved_step = -1};
-    planner_decide(c, model_training(c));
+    Comm *ranks = comm_world(c->ranks.timeout); /* before any of them has done anything */
+    ranks_agree_to_start(ranks, c);
+    planner_decide(c, model_training(c), ranks);
     t.model = model_open(c, model_training(c), MODEL_WEIGHTS, false);
-    ranks_agree_to_start(t.model->comm, c);
     char *from = find_start(&t, c->train.out);
     int code = 0;
     if (from) t.saved_step = t.at.step;
@@ -304,6 +327,7 @@ int verb_train(const Call *call) {
     }
     if (!code && t.model->comm->rank == 0) print_result(&t, from, left);
     close_train(&t);
+    comm_close(ranks);
     free(from);
     return code;
 }

@@ -1,4 +1,5 @@
 /* Owns what a run says: its summary, its live line, its records. */
+#include "trainer/device.h"
 #include "trainer/planner.h"
 #include "trainer/train.h"
 
@@ -51,13 +52,16 @@ void report_start(const Train *t, bool resumed) {
     const Samples *s = t->samples;
     const Wanted *w = s->wanted;
     int64_t left = c->train.steps - t->at.step;
-    Profile profile = profile_measure();
+    Profile profile = device_profile(c);
     double step = predicted_seconds(c, &profile, t->learner);
     char *what = what_is_trained(t), *time = duration(step * (double)left);
     fprintf(stderr, "training  %s\n", what);
     fprintf(stderr, "samples   %d of %lld frames of %lld x %lld; %d held out (%s)\n", s->n_train,
             (long long)w->want.frames, (long long)w->want.height, (long long)w->want.width,
             s->n_holdout, w->dataset.layout);
+    if (t->at.global_batch > s->n_train)
+        fprintf(stderr, "          fewer than the %lld of a step, in which they come again\n",
+                (long long)t->at.global_batch);
     fprintf(stderr,
             "steps     %lld of %lld samples (batch %lld, accumulate %lld, %d ranks): %.3g "
             "epochs\n",

@@ -4,8 +4,9 @@
  * Ops are timed where they work, inside a real step: rows of the same op, phase and size are added
  * up. share is the part of the measured limit that a row reaches: of the rate of a large square
  * product where arithmetic bounds it, of the rate of a copy where memory does, both measured on
- * the device. A whole step runs as in training; steps of the plan are awaited one by one, and what
- * waiting for a GPU takes is taken off. */
+ * the device. peak_bytes and host_bytes of a step are the plan's: on the device with its context,
+ * and in host memory beside it. A whole step runs as in training; steps of the plan are awaited one
+ * by one, and what waiting for a GPU takes is taken off. */
 #include "kernels/random.h"
 #include "trainer/bench.h"
 #include "trainer/cli.h"
@@ -66,6 +67,7 @@ static void run_bench(StepBench *b, const NativePack *native) {
         row->cost = plan_cost(run->plan, -1);
         row->rows = io->tables.whole.cu[samples];
         row->peak_bytes = learner_bytes(b->learner).total + device_context_bytes(b->config);
+        row->host_bytes = learner_bytes(b->learner).host;
         for (int i = 0; i < bench->repeat; i++) row->seconds[i] = train_once(b, &micro, i + 2);
     }
     run->seconds = seconds;

@@ -1,7 +1,7 @@
 /* `cogsmith doctor`: what this machine gives to a run, what is wrong with it and how to mend it. */
 #define _GNU_SOURCE
 #include "data/video.h"
-#include "kernels/kernels.h"
+#include "kernels/comm.h"
 #include "trainer/cli.h"
 #include "trainer/inspect.h"
 #include "trainer/profile.h"
@@ -121,6 +121,19 @@ static void describe_gpu(Row *r, const CudaDevice *gpu) {
     if (gpu->trouble.exit_code) complain(r, NOTE, gpu->trouble.text);
 }
 
+/* What several GPUs work together with; where there is one, that it is missing is no harm. */
+static void check_nccl(Doctor *d, int gpus) {
+    Row *r = add(d, "nccl");
+    char version[16];
+    Error e;
+    if (nccl_library(version, &e)) {
+        snprintf(r->found, LINE, "version %s, for several ranks on GPUs", version);
+        return;
+    }
+    snprintf(r->found, LINE, "%.390s", e.text);
+    if (gpus > 1) complain(r, NOTE, "until then one rank can train, on one of the GPUs");
+}
+
 static void check_gpu(Doctor *d) {
     static const char *const NAMES[] = {"gpu 0", "gpu 1", "gpu 2", "gpu 3",
                                         "gpu 4", "gpu 5", "gpu 6", "gpu 7"};
@@ -128,12 +141,14 @@ static void check_gpu(Doctor *d) {
     Error e = {0};
     int count = cuda_devices(gpus, COUNT(gpus), &e);
     for (int i = 0; i < MIN(count, (int)COUNT(gpus)); i++) describe_gpu(add(d, NAMES[i]), &gpus[i]);
-    if (count) return;
-    Row *r = add(d, "gpu");
-    snprintf(r->found, LINE, "%s%.330s", gpu_seen(), e.text);
-    complain(r, NOTE,
-             "until then the CPU is used: the tiny model trains there in minutes, the published "
-             "ones need a GPU: plan for one with plan.device=rtx4090");
+    if (!count) {
+        Row *r = add(d, "gpu");
+        snprintf(r->found, LINE, "%s%.330s", gpu_seen(), e.text);
+        complain(r, NOTE,
+                 "until then the CPU is used: the tiny model trains there in minutes, the "
+                 "published ones need a GPU: plan for one with plan.device=rtx4090");
+    }
+    check_nccl(d, count);
 }
 
 /* ---- what it works with -----------------------------------------------------------------------
@@ -155,7 +170,8 @@ static void check_mpi(Doctor *d) {
     }
     snprintf(r->found, LINE, "%.300s", mpirun ? version : "built with MPI; no mpirun on the PATH");
     if (!mpirun) complain(r, NOTE, "for several ranks install openmpi-bin");
-    if (mpirun && !geteuid() && !getenv("OMPI_ALLOW_RUN_AS_ROOT"))
+    if (mpirun && !geteuid() &&
+        (!getenv("OMPI_ALLOW_RUN_AS_ROOT") || !getenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")))
         complain(r, NOTE,
                  "as root mpirun wants OMPI_ALLOW_RUN_AS_ROOT=1 and "
                  "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; better, be another user");

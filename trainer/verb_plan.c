@@ -17,6 +17,7 @@ typedef struct {
     Profile profile;
     LearnerBytes bytes;
     int64_t masters, moments, base; /* parts of bytes.resident */
+    int64_t holdout;                /* of the plan for held-out losses */
     int64_t mapped;                 /* bytes of the base model that rest in its files */
     int64_t available;              /* on the device, less the context */
     int64_t peak_bytes;             /* on the device, context included */
@@ -30,23 +31,6 @@ static const char *recompute_name(RecomputeChoice choice) {
     return choice == MEMORY_RECOMPUTE_NONE        ? "none"
            : choice == MEMORY_RECOMPUTE_SELECTIVE ? "selective"
                                                   : "block";
-}
-
-/* Where the frozen or the trained buckets rest; "none": there are none. */
-static const char *home_of(const Report *r, bool trained) {
-    static const char *const NAMES[] = {[HOME_DEVICE] = "device",
-                                        [HOME_HOST] = "host",
-                                        [HOME_RANKS] = "ranks",
-                                        [HOME_FILE] = "file"};
-    for (int i = 0; i < r->model->params->n_buckets; i++) {
-        const Bucket *b = &r->model->params->bucket[i];
-        if (b->trained == trained) return b->host ? "host" : NAMES[b->home];
-    }
-    return "none";
-}
-
-static const char *activations_home(const Report *r) {
-    return r->learner->shaped[0].plan->host_bytes ? "host" : "device";
 }
 
 static bool prefetches(const Report *r) {
@@ -111,14 +95,13 @@ static void print_fits(const Report *r) {
 
 /* What the planner would have taken next. */
 static void print_next(const Report *r) {
-    static const char *const PLACES[] = {"usual home", "device", "host", "ranks", "file"};
     if (r->planning.next < 0) return;
     const MemoryChoice *m = &r->planning.tried[r->planning.next];
     char *recompute = recompute_text(m->recompute, m->hard_blocks, r->model->dit->config.layers);
     printf("next      %.4g s and %.3f GiB: recompute %s; base weights: %s, optimizer: %s, "
            "activations: %s%s\n",
            m->seconds, (double)(m->bytes.total + r->profile.context_bytes) / (1 << 30), recompute,
-           PLACES[m->base], PLACES[m->optimizer], PLACES[m->activations],
+           m->base_home, m->optimizer_home, m->activations_home,
            m->prefetch == PREFETCH_ON ? ", ahead" : "");
     free(recompute);
 }
@@ -156,13 +139,15 @@ static void print_table(const Report *r) {
     char *recompute = recompute_text(r->learner->recompute, r->learner->hard_blocks, layers);
     printf("chosen    recompute %s\n", recompute);
     printf("          base weights at %s, optimizer at %s, activations at %s; computes in %s%s\n",
-           home_of(r, false), home_of(r, true), activations_home(r), dtype_name(r->model->compute),
+           planned_home(r->model, false), planned_home(r->model, true),
+           planned_activations(r->learner), dtype_name(r->model->compute),
            prefetches(r) ? "; moves set out a block ahead" : "");
     free(recompute);
     printf("device memory\n");
     print_bytes("activations, gradients", r->bytes.arena, "the arena");
     print_bytes("workspace", r->bytes.workspace, "of libraries and kernels");
     print_bytes("tables", r->bytes.constants, "positions and indices");
+    if (r->holdout) print_bytes("held-out losses", r->holdout, "a plan of their own");
     print_bytes("masters", r->masters, "trained parameters, f32");
     print_bytes("gradients, moments", r->moments, "f32");
     print_bytes("base weights", r->base, dtype_name(r->model->stored));
@@ -192,15 +177,16 @@ static void print_table(const Report *r) {
 
 static void print_json(const Report *r) {
     const Plan *plan = r->learner->shaped[0].plan;
-    json_t *choices = json_pack(
-        "{s:s, s:I, s:s, s:s, s:s, s:b, s:b, s:s, s:s}", "recompute",
-        recompute_name(r->learner->recompute), "recomputed_blocks",
-        (json_int_t)r->learner->hard_blocks, "base_home", home_of(r, false), "optimizer_home",
-        home_of(r, true), "activations_home", activations_home(r), "prefetch", prefetches(r),
-        "fits", fits(r), "compute", dtype_name(r->model->compute), "device", r->profile.name);
+    json_t *choices =
+        json_pack("{s:s, s:I, s:s, s:s, s:s, s:b, s:b, s:s, s:s}", "recompute",
+                  recompute_name(r->learner->recompute), "recomputed_blocks",
+                  (json_int_t)r->learner->hard_blocks, "base_home", planned_home(r->model, false),
+                  "optimizer_home", planned_home(r->model, true), "activations_home",
+                  planned_activations(r->learner), "prefetch", prefetches(r), "fits", fits(r),
+                  "compute", dtype_name(r->model->compute), "device", r->profile.name);
     json_t *j = json_pack(
         "{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-        "s:I, s:i, s:o}",
+        "s:I, s:I, s:i, s:o}",
         "peak_device_bytes", (json_int_t)r->peak_bytes, "peak_host_bytes",
         (json_int_t)r->bytes.host, "step_seconds", r->step_seconds, "flops", r->step.flops, "bytes",
         r->step.bytes, "sent_bytes", r->step.sent, "copied_bytes", r->step.copied,
@@ -208,8 +194,8 @@ static void print_json(const Report *r) {
         "arena_bytes", (json_int_t)r->bytes.arena, "workspace_bytes",
         (json_int_t)r->bytes.workspace, "constant_bytes", (json_int_t)r->bytes.constants,
         "master_bytes", (json_int_t)r->masters, "optimizer_bytes", (json_int_t)r->moments,
-        "base_bytes", (json_int_t)r->base, "mapped_bytes", (json_int_t)r->mapped, "context_bytes",
-        (json_int_t)r->profile.context_bytes, "rows",
+        "base_bytes", (json_int_t)r->base, "holdout_bytes", (json_int_t)r->holdout, "mapped_bytes",
+        (json_int_t)r->mapped, "context_bytes", (json_int_t)r->profile.context_bytes, "rows",
         (json_int_t)r->learner->shaped[0].io.tables.whole.cu[r->native.pack.samples], "steps",
         plan->n_steps, "choices", choices);
     CHECK(j, "plan: JSON");
@@ -222,17 +208,20 @@ int verb_plan(const Call *call) {
     Config *c = call->config;
     config_require(c, "model.path", "plan");
     Report r = {.config = c, .profile = pick_profile(c)};
-    int64_t available = r.available = available_bytes(c->memory.budget, &r.profile);
+    int64_t available =
+        c->plan.device ? available_bytes(c->memory.budget, &r.profile) : device_available(c);
+    r.available = available;
     r.planning = planner_try(c, model_training(c), &r.profile, r.profile.cuda, available);
     planner_apply(c, &r.planning, available);
     Model *model = model_open(c, model_training(c), MODEL_SHAPES, r.profile.cuda);
-    if (r.profile.cuda) model->host_limit = r.profile.host_bytes;
+    model->host_limit = r.planning.host_limit;
     r.native = native_pack(c, &model->dit->config);
-    Learner *learner = learner_try(model, c, &r.native.pack, 1, true, available);
+    r.holdout = r.planning.tried[r.planning.chosen].holdout_bytes;
+    Learner *learner = learner_try(model, c, &r.native.pack, 1, true, available - r.holdout);
     r.model = model;
     r.learner = learner;
     r.bytes = learner_bytes(learner);
-    r.peak_bytes = r.bytes.total + r.profile.context_bytes;
+    r.peak_bytes = r.bytes.total + r.holdout + r.profile.context_bytes;
     count_resident(&r);
     predict(&r);
     if (call->json)

@@ -21,6 +21,7 @@ typedef struct {
     bool stash;          /* activations are parked there */
     bool prefetch, late; /* moves run beside the steps; and happen as late as they may */
     real dropout;        /* before the adapters */
+    bool apart;          /* plan_fuse is left out */
     const int64_t *rows; /* a BlocksRows; NULL: BLOCKS_ROWS */
 } BlocksKind;
 
@@ -226,6 +227,7 @@ static inline void blocks_plan(const Blocks *b, Scene *s, const Recompute *polic
     s->plan = plan_open(s->graph);
     plan_backward(s->plan, loss);
     plan_recompute(s->plan, policy, N_BLOCKS);
+    if (!b->kind.apart) plan_fuse(s->plan);
     plan_homes(s->plan, accumulate);
     if (b->kind.stash) plan_stash(s->plan);
     if (b->kind.prefetch) plan_prefetch(s->plan);

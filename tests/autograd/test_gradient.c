@@ -76,6 +76,20 @@ static Tensor *linear_add(Scene *s, const Case *c) {
     return y;
 }
 
+/* Whose products and gelu are steps of two nodes; with n, a sum of two, whose gradients are added
+ * to. */
+static Tensor *feed_forward(Scene *s, const Case *c) {
+    Tensor *x = scene_input(s, "x", SHAPE(total(c), c->in), 0.5, true), *y[2];
+    Tensor *b = c->flags & BIAS ? scene_input(s, "b", SHAPE(c->out), 0.5, true) : NULL;
+    Tensor *up = scene_input(s, "up", SHAPE(c->out, c->in), 0.5, true);
+    Tensor *down = scene_input(s, "down", SHAPE(c->in, c->out), 0.5, true);
+    for (int i = 0; i < 2; i++) {
+        y[i] = op_linear(s->graph, op_gelu(s->graph, op_linear(s->graph, x, up, b)), down, NULL);
+        if (!c->n) return y[i];
+    }
+    return op_add(s->graph, y[0], y[1]);
+}
+
 static Tensor *one_input(Scene *s, const Case *c) {
     return scene_input(s, "x", SHAPE(total(c), c->in), 0.7, true);
 }
@@ -251,6 +265,10 @@ static const Case CASES[] = {
     {"linear_add, 1 row",              linear_add, {1}, 4, 3, 0, 0},
     {"linear_add on 3 slices",         linear_add, {13}, 2, 5, 3, 0},
     {"linear_add over a chunk",        linear_add, {1027}, 2, 3, 3, 0},
+    {"feed forward",                   feed_forward, {7}, 5, 11, 0, BIAS},
+    {"feed forward, no bias",          feed_forward, {1}, 3, 4, 0, 0},
+    {"feed forward, over a chunk",     feed_forward, {1027}, 2, 3, 0, BIAS},
+    {"feed forward, twice",            feed_forward, {9}, 4, 8, 1, BIAS},
     {"gelu",                           gelu, {7}, 5, 0, 0, 0},
     {"gelu, 1",                        gelu, {1}, 1, 0, 0, 0},
     {"silu",                           silu, {9}, 11, 0, 0, 0},
@@ -404,6 +422,7 @@ static bool check_case(const Case *c, int only, bool twice) {
     if (any) {
         s.plan = plan_open(s.graph);
         plan_backward(s.plan, loss);
+        plan_fuse(s.plan);
         scene_place(&s);
         double at = loss_now(&s);
         real *grad[SCENE_INPUTS] = {0};

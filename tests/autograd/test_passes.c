@@ -38,6 +38,120 @@ static void recomputation_keeps_the_bits(void **state) {
     }
 }
 
+/* Steps of two nodes, in the phase named, that write so much; 0: all of them. */
+static int count_fused(const Plan *p, Phase phase, unsigned wanted) {
+    int n = 0;
+    for (int i = 0; i < p->n_steps; i++) {
+        const Step *s = &p->steps[i];
+        n += s->then && s->phase == phase && (!wanted || s->wanted == wanted);
+    }
+    return n;
+}
+
+/* Every block's feed-forward is two steps, each way, whatever is computed again. */
+static void fusion_keeps_the_bits(void **state) {
+    (void)state;
+    for (size_t k = 0; k < COUNT(KINDS); k++)
+        for (size_t i = 0; i <= COUNT(POLICIES); i++) {
+            const Recompute *policy = i ? POLICIES[i - 1] : NONE;
+            BlocksKind apart = KINDS[k];
+            apart.apart = true;
+            Result want = run_blocks(apart, policy, 1);
+            expect_result("fused", run_blocks(KINDS[k], policy, 1), want);
+            free(want.x);
+        }
+}
+
+static Plan *blocks_placed(Blocks *b, Scene *s, BlocksKind kind, const Recompute *policy) {
+    *b = blocks_open(kind);
+    *s = scene_open(31, b->params);
+    blocks_plan(b, s, policy, 1);
+    plan_place(s->plan, &(Ctx){.k = s->memory.k, .stream = s->stream});
+    return s->plan;
+}
+
+static void fusion_takes_no_memory(void **state) {
+    (void)state;
+    for (size_t k = 0; k < COUNT(KINDS); k++)
+        for (size_t i = 0; i <= COUNT(POLICIES); i++) {
+            Blocks b[2];
+            Scene s[2];
+            Cost cost[2];
+            for (int apart = 0; apart < 2; apart++) {
+                BlocksKind kind = KINDS[k];
+                kind.apart = apart;
+                blocks_placed(&b[apart], &s[apart], kind, i ? POLICIES[i - 1] : NONE);
+                cost[apart] = plan_cost(s[apart].plan, -1);
+            }
+            assert_true(s[0].plan->arena_bytes <= s[1].plan->arena_bytes);
+            assert_true(s[0].plan->live_bytes <= s[1].plan->live_bytes);
+            assert_true(cost[0].bytes < cost[1].bytes && cost[0].flops <= cost[1].flops);
+            for (int apart = 0; apart < 2; apart++) {
+                scene_close(&s[apart]);
+                blocks_close(&b[apart]);
+            }
+        }
+}
+
+/* Which steps become one, and what they write: adapters need no h = gelu(u) again, full training
+ * does, and u is not held where it is computed again. */
+static void feed_forwards_are_fused(void **state) {
+    (void)state;
+    for (int full = 0; full < 2; full++)
+        for (int again = 0; again < 2; again++) {
+            enum { BOTH = WANTED_NODE | WANTED_THEN };
+            BlocksKind kind = KINDS[full ? 2 : 0];
+            Blocks b;
+            Scene s;
+            Plan *p = blocks_placed(&b, &s, kind, again ? POLICIES[1] : NONE);
+            assert_int_equal(count_fused(p, FORWARD, again ? WANTED_THEN : BOTH), N_BLOCKS);
+            assert_int_equal(count_fused(p, RECOMPUTE, full ? BOTH : WANTED_NODE),
+                             again ? N_BLOCKS : 0);
+            assert_int_equal(count_fused(p, BACKWARD, 0), N_BLOCKS);
+            for (int i = 0; i < p->n_steps; i++)
+                assert_true(!p->steps[i].node || !op_is_gelu(p->steps[i].node));
+            scene_close(&s);
+            blocks_close(&b);
+        }
+}
+
+/* What else reads or adds to a value between two nodes: it is written, or they stay apart. */
+static void other_readers_are_served(void **state) {
+    (void)state;
+    enum { ROWS = 5, K = 4, N = 6 };
+    for (int reader = 0; reader < 4; reader++) {
+        real *results[2];
+        for (int fused = 0; fused < 2; fused++) {
+            Scene s = scene_open(3, NULL);
+            Graph *g = s.graph;
+            Tensor *x = scene_input(&s, "x", SHAPE(ROWS, K), 1, true);
+            Tensor *w = scene_input(&s, "w", SHAPE(N, K), 1, true);
+            Tensor *down = scene_input(&s, "down", SHAPE(N, N), 1, true);
+            Tensor *u = op_linear(g, x, w, NULL);
+            Tensor *other = scene_input(&s, "other", SHAPE(ROWS, N), 1, true);
+            if (reader == 1) other = op_silu(g, other); /* stands between the two */
+            Tensor *h = op_gelu(g, u), *y = op_linear(g, h, down, NULL);
+            if (reader == 1) y = op_add(g, y, other);
+            if (reader == 2) y = op_add(g, y, u);
+            if (reader == 3) y = op_add(g, y, h);
+            Tensor *target = scene_input(&s, "target", y->shape, 1, false);
+            Tensor *loss = op_mse(g, y, target, scene_segments(&s, (int64_t[]){ROWS * N, 0}));
+            s.plan = plan_open(g);
+            plan_backward(s.plan, loss);
+            if (fused) plan_fuse(s.plan);
+            assert_int_equal(count_fused(s.plan, FORWARD, 0), fused && reader != 1);
+            assert_int_equal(count_fused(s.plan, BACKWARD, 0), fused && reader < 2);
+            scene_place(&s);
+            check_plan(s.plan);
+            scene_run(&s);
+            results[fused] = scene_read(&s, x->grad);
+            scene_close(&s);
+        }
+        expect_same("dx", results[1], results[0], ROWS * K * sizeof(real));
+        release(2, results[0], results[1]);
+    }
+}
+
 /* What each policy runs again: nothing; all but attention; all. */
 static void policies_recompute_what_they_say(void **state) {
     (void)state;
@@ -336,6 +450,10 @@ int main(void) {
     omp_set_num_threads(1); /* these sizes are too small for more */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(recomputation_keeps_the_bits),
+        cmocka_unit_test(fusion_keeps_the_bits),
+        cmocka_unit_test(fusion_takes_no_memory),
+        cmocka_unit_test(feed_forwards_are_fused),
+        cmocka_unit_test(other_readers_are_served),
         cmocka_unit_test(policies_recompute_what_they_say),
         cmocka_unit_test(repeated_runs_have_the_same_bits),
         cmocka_unit_test(threads_do_not_change_the_bits),

@@ -128,6 +128,7 @@ static void one_caption_stays_under_a_gibibyte_and_a_half(void **state) {
                   now_seconds() - start - opened, (double)peak / (1 << 30),
                   (double)t->memory.peak_bytes / (1 << 30));
     assert_true(opened < 1 && peak < (int64_t)3 << 29);
+    assert_int_equal(t->memory.peak_bytes, t5_bytes(t, 1, L));
     t5_close(t);
     free(out);
     scratch_remove(folder);

@@ -102,6 +102,7 @@ static void make_indices(Bench *b) {
     int64_t text = b->model->text;
     int32_t *values = xcalloc((size_t)b->rows, sizeof *values);
     b->ordinals = (uint32_t *)upload(b, 1, values);
+    b->state = (DropoutState *)upload(b, sizeof *b->state / sizeof *values, values);
     for (int64_t i = 0; i < b->rows; i++) values[i] = i < text;
     b->mod_row = upload(b, b->rows, values);
     for (int64_t i = 0; i < b->rows; i++) values[i] = (int32_t)(i < text ? i : -1 - (i - text));
@@ -126,7 +127,8 @@ static Bench bench_open(const Options *o, const Published *m) {
 }
 
 static void bench_close(Bench *b) {
-    void *all[] = {b->in.at, b->out.at, b->workspace, b->mod_row, b->source, b->index, b->ordinals};
+    void *all[] = {b->in.at,  b->out.at, b->workspace, b->mod_row,
+                   b->source, b->index,  b->ordinals,  b->state};
     b->k->stream_close(b->stream);
     for (size_t i = 0; i < COUNT(all); i++)
         if (all[i]) b->k->release(all[i]);

@@ -32,6 +32,7 @@ typedef struct {
     int32_t *source;            /* device [S]: text rows, then video */
     int32_t *index;             /* device [V]: the video's rows of S */
     uint32_t *ordinals;         /* device [1] */
+    DropoutState *state;        /* on the device */
     void *workspace;
     size_t workspace_bytes;
     bool first; /* the first call of an op, which is not timed */

@@ -239,6 +239,7 @@ static void dropout(Bench *b) {
                  .segments = 1,
                  .cu_rows = cu,
                  .ordinals = b->ordinals,
+                 .state = b->state,
                  .p = (real)0.125};
     const void *x = reads(b, b->t, b->rows * b->width);
     b->k->dropout(b->stream, &d, x, 0, writes(b, b->t, b->rows * b->width));

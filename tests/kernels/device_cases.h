@@ -70,6 +70,7 @@ extern const DeviceCase LOSS_CASES[];
 extern const DeviceCase VIDEO_CASES[];
 extern const DeviceCase GEMM_CASES[];
 extern const DeviceCase MEMORY_CASES[];
+extern const DeviceCase CAPTURE_CASES[];
 
 /* n numbers of type t, uniform in (-scale, scale). */
 Array *input(Trial *c, DType t, int64_t n, uint32_t seed, double scale);

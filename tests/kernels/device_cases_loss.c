@@ -16,17 +16,18 @@ static void check_dropout(Trial *c, int segments, const int64_t *cu_rows, const 
     static const int32_t sample[] = {1, 1, 0, 3};
     int64_t n = cu_rows[segments] * width;
     Array *x = input(c, c->t, n, 1, 4), *y = output(c, c->t, n, (double)keep, 2, 3);
+    const DropoutState state = {UINT64_C(0xfedcba9876543210), 31};
     Array *words = indices(c, segments, ordinals);
     Dropout d = {.t = DT_F32, .width = width, .segments = segments, .cu_rows = cu_rows, .p = p};
     d.first = first;
     d.sample = first ? sample : NULL;
-    d.seed = UINT64_C(0xfedcba9876543210);
-    d.step = 31;
     d.purpose = (1 << 16) + 5;
     Dropout on_device = d;
     on_device.t = c->t;
     d.ordinals = words->host;
     on_device.ordinals = words->at;
+    d.state = &state;
+    on_device.state = bytes_at(c, sizeof state, 0, &state);
     c->cpu->dropout(c->cpu_stream, &d, x->host, keep, y->host);
     c->device->dropout(c->stream, &on_device, x->at, keep, y->at);
     if (keep == 0)

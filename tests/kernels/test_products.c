@@ -116,6 +116,73 @@ static void gemm_of_nothing(void **state) {
     check_gemm(*state, (Gemm){.m = 5, .n = 0, .k = 3, .batch = 1, .alpha = 1});
 }
 
+/* Every epilogue has the bits of its steps, one after the other. */
+static void gemm_epilogues_are_their_steps(void **state) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {5, 9, 20}, {226, 31, 100}, {3, 7, 0}};
+    const Backend *k = &BACKEND_CPU;
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        Gemm g = {.m = sizes[i][0], .n = sizes[i][1], .k = sizes[i][2], .batch = 1, .alpha = 1};
+        int64_t n = g.m * g.n;
+        size_t bytes = (size_t)n * sizeof(real);
+        g.type = g.type_c = DT_REAL;
+        g.lda = g.ldb = g.k;
+        g.ldc = g.n;
+        g.b_transposed = g.has_bias = true;
+        real *a = numbers(g.m * g.k + 1, 1), *b = numbers(g.n * g.k + 1, 2),
+             *bias = numbers(g.n, 3);
+        real *u = output(n, 0, 4), *y = output(n, 0, 5), *aux = output(n, 0, 6),
+             *c = output(n, 0, 7);
+        k->gemm(*state, &g, a, b, bias, u);
+        k->gelu(*state, DT_REAL, n, u, y);
+        g.epilogue = EPILOGUE_GELU;
+        k->gemm(*state, &g, a, b, bias, c);
+        expect_same("gelu alone", c, y, bytes);
+        g.aux = aux;
+        k->gemm(*state, &g, a, b, bias, NULL);
+        expect_same("its input alone", aux, u, bytes);
+        memset(aux, 0xff, bytes);
+        memset(c, 0xff, bytes);
+        k->gemm(*state, &g, a, b, bias, c);
+        expect_same("gelu", c, y, bytes);
+        expect_same("its input", aux, u, bytes);
+        g.epilogue = EPILOGUE_NONE;
+        g.has_bias = false;
+        k->gemm(*state, &g, a, b, NULL, y);
+        k->gelu_grad(*state, DT_REAL, n, u, y, 0, y);
+        g.epilogue = EPILOGUE_GELU_GRAD;
+        memset(c, 0xff, bytes);
+        k->gemm(*state, &g, a, b, NULL, c);
+        expect_same("gradient", c, y, bytes);
+        expect_same("what it reads", aux, u, bytes);
+        release(7, a, b, bias, u, y, aux, c);
+    }
+}
+
+static void gemm_sums_the_rows_of_a(void **state) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {12, 10, 2500}, {33, 0, 9}, {4, 5, 0}};
+    for (size_t i = 0; i < COUNT(sizes); i++)
+        for (int keep = 0; keep < 2; keep++) {
+            Gemm g = {.m = sizes[i][0], .n = sizes[i][1], .k = sizes[i][2], .batch = 2, .alpha = 3};
+            g.type = g.type_c = DT_REAL;
+            g.lda = g.m + 1;
+            g.ldb = g.ldc = g.n;
+            g.stride_a = g.k * g.lda;
+            g.stride_c = g.m * g.n;
+            g.a_transposed = g.k_is_rows = true;
+            real *a = numbers(2 * g.stride_a + 1, 1), *b = numbers(g.n * g.k + 1, 2);
+            real *c = output(2 * g.stride_c + 1, 0, 3), *sums = output(2 * g.m, (real)keep, 4);
+            real *want = copy_of(sums, 2 * g.m);
+            g.sums = sums;
+            g.keep_sums = (real)keep;
+            BACKEND_CPU.gemm(*state, &g, a, b, NULL, c);
+            for (int j = 0; j < 2; j++)
+                BACKEND_CPU.column_sum(*state, DT_REAL, g.k, g.m, g.lda, a + j * g.stride_a,
+                                       (real)keep, want + j * g.m);
+            expect_same("sums", sums, want, (size_t)(2 * g.m) * sizeof(real));
+            release(5, a, b, c, sums, want);
+        }
+}
+
 static void column_sum_adds_rows(void **state) {
     static const int64_t sizes[][2] = {{1, 1},      {3, 70}, {1025, 33},
                                        {2049, 130}, {0, 4},  {40, 1100}};
@@ -336,6 +403,8 @@ int main(void) {
         cmocka_unit_test(gemm_repeats_what_has_stride_zero),
         cmocka_unit_test(gemm_sums_rows_by_chunks),
         cmocka_unit_test(gemm_of_nothing),
+        cmocka_unit_test(gemm_epilogues_are_their_steps),
+        cmocka_unit_test(gemm_sums_the_rows_of_a),
         cmocka_unit_test(column_sum_adds_rows),
         cmocka_unit_test(attention_is_softmax),
         cmocka_unit_test(attention_adds_a_bias),

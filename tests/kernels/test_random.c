@@ -104,14 +104,14 @@ static void dropout_zeroes_what_was_drawn(void **state) {
     enum { WIDTH = 700, ROWS = 30, SIZE = ROWS * WIDTH };
     const int64_t cu[] = {0, 7, ROWS};
     const uint32_t ordinals[] = {11, 5};
+    const DropoutState draws = {9, 4};
     Dropout d = {.t = DT_REAL,
                  .width = WIDTH,
                  .segments = 2,
                  .cu_rows = cu,
                  .ordinals = ordinals,
                  .p = (real)0.3,
-                 .seed = 9,
-                 .step = 4,
+                 .state = &draws,
                  .purpose = PURPOSE_DROPOUT + 2};
     uint32_t threshold = (uint32_t)((double)d.p * 65536 + 0.5), bits[SIZE / 2 + 1];
     for (int keep = 0; keep < 2; keep++) {
@@ -138,6 +138,7 @@ static void dropout_of_parts_is_that_of_the_whole(void **state) {
     const int64_t whole[] = {0, 13, ROWS}, parts[] = {0, 9, 14}, first[] = {4, 2};
     const int32_t sample[] = {0, 1};
     const uint32_t ordinals[] = {11, 5};
+    const DropoutState draws = {9, 0};
     real *x = numbers(SIZE, 1), *y = output(SIZE, 0, 2), *part = output(14 * WIDTH, 0, 3);
     Dropout d = {.t = DT_REAL,
                  .width = WIDTH,
@@ -145,7 +146,7 @@ static void dropout_of_parts_is_that_of_the_whole(void **state) {
                  .cu_rows = whole,
                  .ordinals = ordinals,
                  .p = (real)0.3,
-                 .seed = 9};
+                 .state = &draws};
     BACKEND_CPU.dropout(NULL, &d, x, 0, y);
     real *mine = output(14 * WIDTH, 0, 4);
     memcpy(mine, x + 4 * WIDTH, 9 * WIDTH * sizeof *x);

@@ -45,7 +45,7 @@ static void all_cases(void **state) {
     int failed = 0;
     Trial c;
     (void)state;
-    trial_open(&c, &BACKEND_SHIM);
+    trial_open(&c, shim_capturing());
     c.fence = fence;
     for (int k = 0; DEVICE_CASES[k]; k++)
         for (const DeviceCase *one = DEVICE_CASES[k]; one->name; one++) {

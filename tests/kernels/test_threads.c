@@ -195,6 +195,7 @@ static void run_attention(Stream *s, Run *r, int64_t rows) {
 static void run_pointwise(Stream *s, Run *r, int64_t rows) {
     const int64_t cu[] = {0, ROWS, 2 * ROWS}, n = rows * WIDTH, ends[] = {0, N, 2 * N};
     const uint32_t ordinals[] = {3, 3};
+    const DropoutState state = {1, 2};
     BACKEND_CPU.gelu(s, DT_REAL, n, r->x, row_output(r, n));
     BACKEND_CPU.gelu_grad(s, DT_REAL, n, r->x, r->dy, 0, row_output(r, n));
     BACKEND_CPU.silu(s, DT_REAL, n, r->x, row_output(r, n));
@@ -206,8 +207,7 @@ static void run_pointwise(Stream *s, Run *r, int64_t rows) {
                  .cu_rows = cu,
                  .ordinals = ordinals,
                  .p = (real)0.2,
-                 .seed = 1,
-                 .step = 2,
+                 .state = &state,
                  .purpose = 3};
     BACKEND_CPU.dropout(s, &d, r->x, 0, row_output(r, n));
     real *losses = next_output(r, 1 + SAMPLES);

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <tuple>
 
 struct uint2 {
     unsigned x, y;
@@ -61,7 +62,7 @@ void wait_warp(unsigned mask);
 uint64_t exchange(unsigned mask, uint64_t value, unsigned from);
 unsigned ballot(unsigned mask, bool vote);
 void *dynamic_shared();
-void launch(const char *kernel, dim3 grid, dim3 block, size_t shared,
+void launch(const char *kernel, dim3 grid, dim3 block, size_t shared, const void *queue,
             const std::function<void()> &body);
 
 static inline unsigned lane() {
@@ -96,8 +97,11 @@ template <class T> static inline T shuffle(unsigned mask, T value, unsigned from
 #define warpSize 32
 
 #define DYN_SHARED(T, name) T *name = (T *)shim::dynamic_shared()
+/* Arguments are evaluated at the launch, which may be captured. */
 #define LAUNCH(kernel, grid, block, shared, queue, ...)                                            \
-    ((void)(queue), shim::launch(#kernel, grid, block, shared, [=] { kernel(__VA_ARGS__); }))
+    shim::launch(#kernel, grid, block, shared, queue, [values = std::make_tuple(__VA_ARGS__)] {    \
+        std::apply([](const auto &...value) { kernel(value...); }, values);                        \
+    })
 
 static inline void __syncthreads() { shim::wait_block(); }
 static inline void __syncwarp(unsigned mask = ~0u) { shim::wait_warp(mask); }

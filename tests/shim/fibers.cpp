@@ -4,6 +4,7 @@
  * runs one block at a time, so that shared memory is what that thread alone sees.
  */
 #include "tests/shim/fibers.h"
+#include "tests/shim/captures.h"
 #include "tests/shim/cuda_on_cpu.h"
 
 #include <atomic>
@@ -339,9 +340,8 @@ unsigned ballot(unsigned mask, bool vote) {
 
 void *dynamic_shared() { return block->shared; }
 
-void launch(const char *kernel, dim3 grid, dim3 size, size_t shared,
-            const std::function<void()> &body) {
-    check_sizes(kernel, grid, size, shared);
+static void run(const char *kernel, dim3 grid, dim3 size, size_t shared,
+                const std::function<void()> &body) {
     Launch l = {};
     l.kernel = kernel;
     l.grid = grid;
@@ -357,6 +357,15 @@ void launch(const char *kernel, dim3 grid, dim3 size, size_t shared,
         helpers.emplace_back(work, &l);
     work(&l);
     for (std::thread &t : helpers) t.join();
+}
+
+void launch(const char *kernel, dim3 grid, dim3 size, size_t shared, const void *queue,
+            const std::function<void()> &body) {
+    check_sizes(kernel, grid, size, shared);
+    if (capturing())
+        capture(queue, [=] { run(kernel, grid, size, shared, body); });
+    else
+        run(kernel, grid, size, shared, body);
 }
 
 } // namespace shim

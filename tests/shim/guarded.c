@@ -293,7 +293,7 @@ ENTRY(cast, (Stream * s, DType from, DType to, int64_t n, const void *src, void 
 ENTRY(upload_cast, (Stream * s, DType from, DType to, int64_t n, const void *src, void *dst),
       (s, from, to, n, src, dst), host(src), dst);
 ENTRY(gemm, (Stream * s, const Gemm *g, const void *a, const void *b, const void *bias, void *c),
-      (s, g, a, b, bias, c), a, b, bias, c);
+      (s, g, a, b, bias, c), a, b, bias, c, g->aux, g->sums);
 ENTRY(column_sum,
       (Stream * s, DType t, int64_t rows, int64_t cols, int64_t ld, const void *x, real keep,
        real *y),
@@ -311,7 +311,8 @@ ENTRY(geglu, (Stream * s, DType t, int64_t n, const void *gate, const void *x, v
 ENTRY(axpy, (Stream * s, DType t, int64_t n, real alpha, const void *x, real keep, void *y),
       (s, t, n, alpha, x, keep, y), x, y);
 ENTRY(dropout, (Stream * s, const Dropout *d, const void *x, real keep, void *y),
-      (s, d, x, keep, y), x, y, d->ordinals, host(d->cu_rows), host(d->first), host(d->sample));
+      (s, d, x, keep, y), x, y, d->state, d->ordinals, host(d->cu_rows), host(d->first),
+      host(d->sample));
 ENTRY(norm, (Stream * s, const Norm *n, void *y), (s, n, y), n->x, n->gamma, n->beta, n->mod,
       n->mod_row, n->stats, y);
 ENTRY(norm_grad, (Stream * s, const Norm *n, const NormGrad *g), (s, n, g), n->x, n->gamma, n->beta,

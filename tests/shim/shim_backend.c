@@ -9,10 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-CudaStream cuda_queue(Stream *s) {
-    (void)s;
-    return NULL;
-}
+CudaStream cuda_queue(Stream *s) { return (CudaStream)s; }
 
 /* Begins as NaN, as far as tests reach. */
 void *cuda_scratch(Stream *s) {
@@ -123,10 +120,14 @@ static void shim_gemm(Stream *s, const Gemm *g, const void *a, const void *b, co
     float *wide_bias = NULL;
     if (g->has_bias)
         wide_bias = widened(s, g->type, span(g->batch, g->stride_bias, 1, g->n, g->n), bias);
-    float *wide_c =
-        g->beta != 0 ? widened(s, g->type_c, n_c, c) : xcalloc((size_t)MAX(n_c, 1), sizeof *wide_c);
+    float *wide_c = g->beta != 0 ? widened(s, g->type_c, n_c, c)
+                    : c          ? xcalloc((size_t)MAX(n_c, 1), sizeof *wide_c)
+                                 : NULL;
+    f.aux = widened(s, g->type, n_c, g->aux);
     BACKEND_CPU.gemm(s, &f, wide_a, wide_b, wide_bias, wide_c);
-    store_c(s, g, wide_c, c);
+    if (c) store_c(s, g, wide_c, c);
+    if (g->epilogue == EPILOGUE_GELU && g->aux) store_c(s, g, f.aux, g->aux);
+    free(f.aux);
     free(wide_a);
     free(wide_b);
     free(wide_bias);

@@ -130,6 +130,12 @@ static void test_lost_files(void **state) {
     const Run *r = RUN("inspect", in_folder("out"));
     assert_int_equal(r->code, EXIT_USER);
     assert_non_null(strstr(r->err, "README.md: is not there"));
+    Error e;
+    const char *const starts[] = {"out", "out/adapter_model.safetensors"};
+    for (size_t i = 0; i < COUNT(starts); i++) { /* lora.start, sample.adapter */
+        assert_null(adapter_open(in_folder(starts[i]), &e));
+        assert_non_null(strstr(e.text, "README.md: is not there"));
+    }
     assert_int_equal(unlink(in_folder("out/digests.json")), 0);
     assert_int_equal(RUN("inspect", in_folder("out"))->code, 0);
 }

@@ -113,8 +113,8 @@ static void test_refused(void **state) {
 
 static void test_doctor(void **state) {
     (void)state;
-    static const char *const NAMES[] = {"cpu", "memory",  "gpu", "libraries",
-                                        "mpi", "decoder", "disk"};
+    static const char *const NAMES[] = {"cpu",       "memory", "gpu",     "nccl",
+                                        "libraries", "mpi",    "decoder", "disk"};
     const Run *r = RUN("doctor", "--json");
     assert_int_equal(r->code, 0);
     json_t *report = json_loads(r->out, JSON_REJECT_DUPLICATES, NULL), *row;

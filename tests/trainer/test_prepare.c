@@ -256,7 +256,7 @@ static void exactly_what_changed_is_made(void **state) {
 
 static void a_budget_decides(void **state) {
     (void)state;
-    const Run *r = LARGE("memory.budget=41MiB");
+    const Run *r = LARGE("memory.budget=42496KiB");
     expect_work(r, 3, 0, 4);
     assert_non_null(strstr(r->err, "works in tiles"));
     /* With room for the whole, what tiles gave is still what the settings ask for. */
@@ -264,7 +264,12 @@ static void a_budget_decides(void **state) {
     expect_work(LARGE("vae.tiling=off"), 3, 0, 0);
     REFUSED(LARGE("vae.tiling=off", "memory.budget=41MiB"), EXIT_USER, "memory.budget", "MiB",
             "leave vae.tiling out");
-    REFUSED(LARGE("memory.budget=41943050"), EXIT_USER, "memory.budget", "in tiles");
+    /* What is refused leaves no cache behind. */
+    char *none = xprintf("%s-none", cache), *setting = xprintf("data.cache=%s", none);
+    REFUSED(LARGE("memory.budget=41943050", setting), EXIT_USER, "memory.budget", "in tiles");
+    assert_int_equal(access(none, F_OK), -1);
+    free(none);
+    free(setting);
 }
 
 /* ---- damage -----------------------------------------------------------------------------------

@@ -11,12 +11,9 @@
 
 #include "data/cache.h"
 #include "tests/trainer/prepare_model.h"
+#include "tests/trainer/ranks.h"
 
 #include <signal.h>
-
-static const char MPIRUN[] =
-    "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 mpirun "
-    "--oversubscribe --mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none";
 
 static char *folder; /* of the group: model, data (clips a, b, c), caches */
 
@@ -27,17 +24,15 @@ static int prepare(int ranks, const char *cache, const char *settings, const cha
         xprintf("cd '%s' && %s -n %d bash -c '%s exec \"$COGSMITH\" prepare model.path=model "
                 "data.path=${DATA:-data} data.cache=%s %s' >stdout 2>stderr",
                 folder, MPIRUN, ranks, before, cache, settings);
-    int status = system(line);
+    int code = shell(line);
     free(line);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return code;
 }
 
 static char *contents(const char *name) {
-    char *path = xprintf("%s/%s", folder, name);
-    FILE *in = fopen(path, "r");
-    assert_non_null(in);
+    char *path = xprintf("%s/%s", folder, name), *text = text_of(path);
     free(path);
-    return run_output(in);
+    return text;
 }
 
 static void expect_in(const char *name, const char *const *parts) {

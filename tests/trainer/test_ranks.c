@@ -5,12 +5,12 @@
 #include "data/safetensors.h"
 #include "kernels/random.h"
 #include "tests/trainer/models.h"
+#include "tests/trainer/ranks.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -20,12 +20,6 @@ enum { STEPS = 20, BATCH = 24, F = 3, CH = 16, H = 4, W = 8, ROWS = 10, TEXT = 3
 static char folder[] = "/tmp/cogsmith-ranks-XXXXXX";
 
 static char *at(const char *name) { return xprintf("%s/%s", folder, name); }
-
-/* Runs a shell line; returns its exit status. */
-static int shell(const char *line) {
-    int status = system(line);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
 
 static void *draw(int64_t n, uint32_t ordinal) {
     float *values = xcalloc((size_t)n, sizeof *values);
@@ -61,21 +55,18 @@ static int remove_folder(void **state) {
     return 0;
 }
 
-static const char MPIRUN[] =
-    "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 mpirun "
-    "--oversubscribe --mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none";
-
 /* mpirun -n world cogsmith probe ... probe.out=OUT settings; returns its exit status. */
 static int probe(int world, const char *out, const char *settings) {
     char *model = golden_path("5b");
-    char *line =
-        xprintf("%s -n %d \"$COGSMITH\" probe model.path=%s probe.inputs=%s/inputs.safetensors "
-                "probe.out=%s/%s train.learning_rate=1e-3 lora.rank=4 %s >/dev/null 2>%s/stderr",
-                MPIRUN, world, model, folder, folder, out, settings, folder);
-    int status = shell(line);
+    char *what = xprintf("\"$COGSMITH\" probe model.path=%s probe.inputs=%s/inputs.safetensors "
+                         "probe.out=%s/%s train.learning_rate=1e-3 lora.rank=4 %s",
+                         model, folder, folder, out, settings);
+    char *to = xprintf(">/dev/null 2>%s/stderr", folder);
+    int code = run_ranks(world, what, to);
     free(model);
-    free(line);
-    return status;
+    free(what);
+    free(to);
+    return code;
 }
 
 static char *contents(const char *name, size_t *size) {
@@ -166,10 +157,10 @@ static void test_sharded_base(void **state) {
 }
 
 static void expect_stderr(const char *text) {
-    size_t n;
-    char *bytes = contents("stderr", &n);
-    if (!strstr(bytes, text)) fail_msg("no '%s' in:\n%s", text, bytes);
-    free(bytes);
+    char *path = at("stderr"), *said = text_of(path);
+    if (!strstr(said, text)) fail_msg("no '%s' in:\n%s", text, said);
+    free(path);
+    free(said);
 }
 
 static void test_batch_that_cannot_be_cut(void **state) {

@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "tests/trainer/ranks.h"
 #include "tests/trainer/train_model.h"
 
 enum { GLOBAL = 12, N_WORLDS = 5, MOST_CASES = 3 * N_WORLDS * N_WORLDS + 1 };
@@ -149,32 +150,22 @@ static void expect_same_state(const char *a, int world_a, const char *b, int wor
 /* ---- the chain --------------------------------------------------------------------------------
  */
 
-/* mpirun -n world WHAT ...; its exit status. */
-static int run_ranks(int world, const char *what, const char *more) {
-    char *line =
-        xprintf("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 "
-                "mpirun --oversubscribe --mca mpi_yield_when_idle 1 "
-                "--mca btl_vader_single_copy_mechanism none -n %d %s %s >/dev/null 2>%s/stderr",
-                world, what, more, train_folder);
-    int status = system(line);
-    free(line);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+/* mpirun -n world WHAT MORE; its exit code. */
+static int run_world(int world, const char *what, const char *more) {
+    char *to = xprintf("%s >/dev/null 2>%s/stderr", more, train_folder);
+    int code = run_ranks(world, what, to);
+    free(to);
+    return code;
 }
 
 /* What the ranks said. */
-static char *said(void) {
-    size_t n;
-    char *bytes = (char *)scratch_read(in_train("stderr"), &n),
-         *text = xprintf("%.*s", (int)n, bytes);
-    free(bytes);
-    return text;
-}
+static char *said(void) { return text_of(in_train("stderr")); }
 
 /* A command on the world of case i. */
 static void run_case(int i, const char *what, const char *more) {
     char *settings = xprintf("method=full ranks.zero=%d train.batch=1 train.accumulate=%d %s",
                              chain[i].zero, GLOBAL / chain[i].world, more);
-    if (run_ranks(chain[i].world, what, settings)) fail_msg("case %d: %s", i, said());
+    if (run_world(chain[i].world, what, settings)) fail_msg("case %d: %s", i, said());
     free(settings);
 }
 
@@ -236,7 +227,7 @@ static void one_rank_speaks_for_all(void **state) {
     char *start = train_start_from("loss.safetensors", 1e-25f, 1e25f, 64);
     char *what = xprintf("'%s' train %s/t.yaml train.out=%s/loss %s", getenv("COGSMITH"),
                          train_folder, train_folder, start);
-    assert_int_equal(run_ranks(2, what, "train.learning_rate=1 ranks.zero=3 train.steps=9"),
+    assert_int_equal(run_world(2, what, "train.learning_rate=1 ranks.zero=3 train.steps=9"),
                      EXIT_WORLD);
     char *text = said(), *line = strstr(text, "step 2: the loss is not finite");
     if (!line || strstr(line + 20, "the loss is not finite")) fail_msg("said: %s", text);
@@ -255,7 +246,7 @@ static void one_rank_stops_all(void **state) {
                          "%s/stop/metrics.jsonl ]; do sleep 0.01; done; kill -USR1 $$)& fi; "
                          "exec \"$COGSMITH\" train %s/t.yaml train.out=%s/stop train.steps=20000'",
                          train_folder, train_folder, train_folder);
-    int status = run_ranks(2, what, "");
+    int status = run_world(2, what, "");
     char *text = said();
     if (status != EXIT_STOPPED) fail_msg("exit code %d: %s", status, text);
     assert_parts(text, (const char *const[]){"stopped after step", NULL});
@@ -263,6 +254,51 @@ static void one_rank_stops_all(void **state) {
     CHECKPOINTS("stop", 0, done);
     free(text);
     free(what);
+}
+
+/* Each rank has a model of its own under one path; rank 1's differs in one number. */
+static void ranks_of_other_weights(void **state) {
+    (void)state;
+    char *line = xprintf("cd %s && for r in 0 1; do mkdir rank$r && cp -r model rank$r/; done && "
+                         "chmod -R u+w rank1 && cd rank1/model/transformer && "
+                         "truncate -s -4 diffusion_pytorch_model.safetensors && "
+                         "printf '\\0\\0\\0\\100' >>diffusion_pytorch_model.safetensors",
+                         train_folder);
+    assert_int_equal(shell(line), 0);
+    char *what = xprintf("bash -c 'cd %s/rank$OMPI_COMM_WORLD_RANK && exec \"%s\" train %s/t.yaml "
+                         "model.path=model train.out=%s/apart train.steps=1'",
+                         train_folder, getenv("COGSMITH"), train_folder, train_folder);
+    assert_int_equal(run_world(2, what, ""), EXIT_USER);
+    char *text = said(), *told = strstr(text, "rank 1 was started with another transformer");
+    if (!told || strstr(told + 1, "cogsmith: ")) fail_msg("said: %s", text);
+    free(text);
+    free(what);
+    free(line);
+}
+
+/* One line of cogsmith's, with this in it; the ranks end with 2. */
+static void expect_told_once(int world, const char *what, const char *more, const char *part) {
+    int code = run_world(world, what, more);
+    char *text = said(), *told = strstr(text, "cogsmith: ");
+    if (code != EXIT_USER) fail_msg("exit code %d: %s", code, text);
+    if (!told || strstr(told + 1, "cogsmith: ") || !strstr(told, part)) fail_msg("said: %s", text);
+    free(text);
+}
+
+/* What all ranks see is told by the first one; what one of them sees by that one. */
+static void mistakes_are_told_once(void **state) {
+    (void)state;
+    char *what = xprintf("'%s' train %s/t.yaml train.out=%s/mistake", getenv("COGSMITH"),
+                         train_folder, train_folder);
+    char *one =
+        xprintf("bash -c 'exec \"%s\" train %s/t.yaml lora.rank=${OMPI_COMM_WORLD_RANK/1/x}4'",
+                getenv("COGSMITH"), train_folder);
+    expect_told_once(3, what, "lora.rankk=4", "cogsmith: command line: 'lora.rankk=4'");
+    expect_told_once(3, what, "memory.budget=39MiB", "the least possible is ");
+    expect_told_once(7, what, "", "6 samples are fewer than the 7 ranks that take one each");
+    expect_told_once(3, one, "", "cogsmith: rank 1: command line: 'lora.rank=x4'");
+    free(what);
+    free(one);
 }
 
 /* As many clips as the largest world has ranks. */
@@ -275,9 +311,10 @@ static int setup(void **state) {
 }
 
 int main(int argc, char **argv) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(one_run_over_many_worlds),
-                                       cmocka_unit_test(one_rank_speaks_for_all),
-                                       cmocka_unit_test(one_rank_stops_all)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_run_over_many_worlds), cmocka_unit_test(one_rank_speaks_for_all),
+        cmocka_unit_test(one_rank_stops_all), cmocka_unit_test(ranks_of_other_weights),
+        cmocka_unit_test(mistakes_are_told_once)};
     if (argc > 3) return save_again(argv + 1);
     self = realpath("/proc/self/exe", NULL);
     int failed = cmocka_run_group_tests(tests, setup, train_teardown);

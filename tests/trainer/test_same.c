@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "tests/trainer/program.h"
+#include "tests/trainer/ranks.h"
 #include "trainer/same.h"
 
 static char *folder, *self;
@@ -31,17 +32,11 @@ static int worker(char **args) {
 
 /* What the ranks of `line` (mpirun's program parts) say, of the caller's own; *code: how they end.
  */
-static char *run_ranks(const char *line, int *code) {
+static char *said_by(const char *line, int *code) {
     char *path = xprintf("%s/said", folder);
-    char *command = xprintf("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
-                            "OMP_NUM_THREADS=1 mpirun --oversubscribe --mca mpi_yield_when_idle 1 "
-                            "--mca btl_vader_single_copy_mechanism none %s >%s 2>&1",
-                            line, path);
-    int status = system(command);
-    *code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    size_t n;
-    char *bytes = (char *)scratch_read(path, &n), *text = xprintf("%.*s", (int)n, bytes);
-    free(bytes);
+    char *command = xprintf("%s %s >%s 2>&1", MPIRUN, line, path);
+    *code = shell(command);
+    char *text = text_of(path);
     free(path);
     free(command);
     return text;
@@ -50,7 +45,7 @@ static char *run_ranks(const char *line, int *code) {
 /* The ranks end with 2, and one line of theirs has all parts. */
 static void expect_refused(const char *line, const char *const *parts) {
     int code;
-    char *text = run_ranks(line, &code);
+    char *text = said_by(line, &code);
     if (code != EXIT_USER) fail_msg("expected exit code 2, got %d: %s", code, text);
     assert_parts(text, parts);
     assert_null(strstr(text, "goes on"));
@@ -65,7 +60,7 @@ static void the_same_goes_on(void **state) {
     (void)state;
     int code;
     char *line = xprintf("-n 3 %s clips train.batch=2", self);
-    char *text = run_ranks(line, &code);
+    char *text = said_by(line, &code);
     if (code) fail_msg("%s", text);
     for (int i = 0; i < 3; i++) {
         char said[] = "rank 0 goes on";

@@ -5,11 +5,11 @@
 #include "data/safetensors.h"
 #include "kernels/random.h"
 #include "tests/trainer/models.h"
+#include "tests/trainer/ranks.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -29,11 +29,6 @@ static const Variant VARIANTS[] = {
 };
 
 static char folder[] = "/tmp/cogsmith-sequence-XXXXXX";
-
-static int shell(const char *line) {
-    int status = system(line);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
 
 /* ---- one rank ---------------------------------------------------------------------------------
  */
@@ -142,20 +137,10 @@ static int child(const char *variant, const char *out, int n_settings, char **se
 /* ---- comparison -------------------------------------------------------------------------------
  */
 
-static char *read_all(const char *path) {
-    FILE *in = fopen(path, "r");
-    if (!in) fail_msg("%s cannot be read", path);
-    char *text = xcalloc(1 << 14, 1);
-    size_t n = fread(text, 1, (1 << 14) - 1, in);
-    assert_true(n > 0);
-    fclose(in);
-    return text;
-}
-
 /* The golden model's config with six heads, in a folder of its own. */
 static void write_config(const Variant *v) {
     char *golden = golden_path(v->name), *from = xprintf("%s/transformer/config.json", golden);
-    char *text = read_all(from), *key = strstr(text, "\"num_attention_heads\":");
+    char *text = text_of(from), *key = strstr(text, "\"num_attention_heads\":");
     assert_non_null(key);
     char *line = xprintf("mkdir -p %s/%s/transformer", folder, v->name);
     assert_int_equal(shell(line), 0);
@@ -184,14 +169,13 @@ static int remove_folder(void **state) {
 }
 
 static int run(int world, const char *variant, const char *out, const char *settings) {
-    char *line = xprintf(
-        "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 mpirun "
-        "--oversubscribe --mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none "
-        "-n %d /proc/%d/exe child %s %s/%s model.path=%s/%s lora.rank=4 %s 2>%s/stderr",
-        world, getpid(), variant, folder, out, folder, variant, settings, folder);
-    int status = shell(line);
-    free(line);
-    return status;
+    char *what = xprintf("/proc/%d/exe child %s %s/%s model.path=%s/%s lora.rank=4 %s", getpid(),
+                         variant, folder, out, folder, variant, settings);
+    char *to = xprintf("2>%s/stderr", folder);
+    int code = run_ranks(world, what, to);
+    free(what);
+    free(to);
+    return code;
 }
 
 /* |a - b| / |a| of one tensor; of gradients that vanish for lack of any influence, against 1e-6. */
@@ -277,7 +261,7 @@ static void two_groups_with_zero(void **state) {
 
 static void expect_refused(int world, const char *settings, const char *text) {
     assert_int_not_equal(run(world, "5b", "refused", settings), 0);
-    char *path = xprintf("%s/stderr", folder), *said = read_all(path);
+    char *path = xprintf("%s/stderr", folder), *said = text_of(path);
     if (!strstr(said, text)) fail_msg("no '%s' in:\n%s", text, said);
     free(path), free(said);
 }

@@ -117,6 +117,14 @@ static double unaccounted(const char *out) {
     return median;
 }
 
+/* A step of more samples than there are is told. */
+static void a_step_may_take_more_than_there_is(void **state) {
+    (void)state;
+    const Run *r = TRAIN("more", "train.steps=1", "train.batch=7");
+    train_expect(r, 0);
+    assert_parts(r->err, (const char *const[]){"fewer than the 7 of a step", NULL});
+}
+
 /* What a checkpoint keeps a step waiting, at the least: the first one touches its memory first. */
 static double least_copy(const char *out) {
     json_t *m = train_metrics(out);
@@ -221,9 +229,13 @@ static void an_image_model_learns(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_lora_learns),           cmocka_unit_test(all_weights_learn),
-        cmocka_unit_test(a_step_does_little_else), cmocka_unit_test(every_step_is_recorded),
-        cmocka_unit_test(looking_changes_nothing), cmocka_unit_test(an_image_model_learns),
+        cmocka_unit_test(a_lora_learns),
+        cmocka_unit_test(all_weights_learn),
+        cmocka_unit_test(a_step_may_take_more_than_there_is),
+        cmocka_unit_test(a_step_does_little_else),
+        cmocka_unit_test(every_step_is_recorded),
+        cmocka_unit_test(looking_changes_nothing),
+        cmocka_unit_test(an_image_model_learns),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
