@@ -7,11 +7,18 @@
 #include <stdlib.h>
 
 double predicted_seconds(const Config *c, const Profile *p, const Learner *l) {
-    Cost update = optim_cost(l->model->params);
-    bool host = c->memory.optimizer.home == PLACE_HOST;
-    return (double)c->train.accumulate * profile_seconds(p, l->shaped[0].plan) +
-           update.bytes / (host ? p->host_memory_rate : p->memory_rate) +
-           update.sent / p->link_rate;
+    const ParamSet *set = l->model->params;
+    const Plan *plan = l->shaped[0].plan;
+    double seconds = profile_seconds(p, plan, true) +
+                     (double)(c->train.accumulate - 1) * profile_seconds(p, plan, false);
+    for (int i = 0; i < set->n_buckets; i++) {
+        const Bucket *b = &set->bucket[i];
+        Cost update = bucket_update_cost(set, i);
+        if (bucket_waits(b)) continue;
+        seconds += update.bytes / (b->host ? p->host_memory_rate : p->memory_rate) +
+                   update.sent / p->link_rate;
+    }
+    return seconds;
 }
 
 /* ---- what is tried ----------------------------------------------------------------------------

@@ -227,11 +227,26 @@ static double move_seconds(const Profile *p, Cost c) {
     return p->cuda ? MAX(here, host) : here + host;
 }
 
-double profile_seconds(const Profile *p, const Plan *plan) {
+/* Of the update that a GATHER finds waiting; it is then `done`. */
+static double update_seconds(const Profile *p, const Plan *plan, const Step *s, bool *done) {
+    const ParamSet *set = plan->graph->params;
+    if (s->phase != GATHER || done[s->bucket]) return 0;
+    const Bucket *b = &set->bucket[s->bucket];
+    done[s->bucket] = true;
+    return b->trained && bucket_waits(b)
+               ? bucket_update_cost(set, s->bucket).bytes / p->host_memory_rate
+               : 0;
+}
+
+double profile_seconds(const Profile *p, const Plan *plan, bool updates) {
     double now = 0, coming = 0, going = 0;
+    const ParamSet *set = plan->graph->params;
+    bool *done = xcalloc((size_t)set->n_buckets + 1, sizeof *done);
+    for (int i = 0; i < set->n_buckets; i++) done[i] = !updates;
     for (int i = 0; i < plan->n_steps; i++) {
         const Step *s = &plan->steps[i];
         Cost c = step_cost(plan, s);
+        double update = update_seconds(p, plan, s, done);
         Phase phase = s->phase == WAIT ? s->of : s->phase;
         double *lane = phase == GATHER || phase == FETCH ? &coming : &going;
         if (s->phase == WAIT) {
@@ -239,10 +254,11 @@ double profile_seconds(const Profile *p, const Plan *plan) {
         } else if (s->node) {
             now += compute_seconds(p, s, c);
         } else if (s->waited && p->cuda) {
-            *lane = MAX(*lane, now) + move_seconds(p, c);
+            *lane = MAX(*lane, now) + update + move_seconds(p, c);
         } else {
-            now += move_seconds(p, c);
+            now += update + move_seconds(p, c);
         }
     }
+    free(done);
     return MAX(now, MAX(coming, going));
 }

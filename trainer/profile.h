@@ -41,5 +41,6 @@ typedef struct {
 Limits profile_limits(Device d);
 
 /* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
- * and what it sends. On a GPU moves that something waits for run beside them. */
-double profile_seconds(const Profile *p, const Plan *plan);
+ * and what it sends. On a GPU moves that something waits for run beside them. `updates`: the
+ * micro-step finds updates waiting (see bucket_update). */
+double profile_seconds(const Profile *p, const Plan *plan, bool updates);
