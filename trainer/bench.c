@@ -80,6 +80,7 @@ void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
         row->seconds[turn] += b->idle ? MAX(seconds[i] - b->idle, LEAST_SECONDS) : seconds[i];
         Cost c = step_cost(p, &p->steps[i]);
         if (turn) continue;
+        row->steps++;
         row->cost.flops += c.flops;
         row->cost.bytes += c.bytes;
     }
@@ -87,8 +88,9 @@ void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
 
 /* The least time that the measured limits allow, over the time taken. */
 static double share_of(const Bench *b, const BenchRow *r) {
+    int steps = MAX(r->steps, 1);
     double flops = r->cost.flops / b->limit.matmul_flops;
-    double bytes = r->cost.bytes / b->limit.memory_rate;
+    double bytes = steps * limits_copy_seconds(&b->limit, r->cost.bytes / steps);
     return MAX(flops, bytes) / r->seconds[0];
 }
 
