@@ -4,8 +4,8 @@
  * Ops are timed where they work, inside a real step: rows of the same op, phase and size are added
  * up. share is the part of the measured limit that a row reaches: of the rate of a large square
  * product where arithmetic bounds it, of the rate of a copy of as many bytes where memory does,
- * both measured on the device. A whole step runs as in training; steps of the plan are awaited one by one, and what
- * waiting for a GPU takes is taken off. */
+ * both measured on the device. A whole step runs as in training; steps of the plan are awaited one
+ * by one, and what waiting for a GPU takes is taken off. */
 #include "kernels/random.h"
 #include "trainer/bench.h"
 #include "trainer/cli.h"

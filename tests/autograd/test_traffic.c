@@ -235,8 +235,9 @@ static void ranks_send_what_the_formulas_say(void **state) {
     print_message("%d ranks compared with rank 0\n", ranks);
 }
 
-/* The published size: with one micro-step a step, 2 psi (n-1)/n at stages 0 to 2 and, less one fetch
- * of the last bucket, 3 psi at 3; psi counts f32 gradients and masters, and copies in bf16. */
+/* The published size: with one micro-step a step, 2 psi (n-1)/n at stages 0 to 2 and, less one
+ * fetch of the last bucket, 3 psi at 3; psi counts f32 gradients and masters, and copies in bf16.
+ */
 static void published_model_on_many_ranks(void **state) {
     (void)state;
     static const int SIZES[] = {8, 64, 512};
