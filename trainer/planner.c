@@ -6,21 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-double predicted_seconds(const Config *c, const Profile *p, const Learner *l) {
-    const ParamSet *set = l->model->params;
-    const Plan *plan = l->shaped[0].plan;
-    double seconds = profile_seconds(p, plan, true) +
-                     (double)(c->train.accumulate - 1) * profile_seconds(p, plan, false);
-    for (int i = 0; i < set->n_buckets; i++) {
-        const Bucket *b = &set->bucket[i];
-        Cost update = bucket_update_cost(set, i);
-        if (bucket_waits(b)) continue;
-        seconds += update.bytes / (b->host ? p->host_memory_rate : p->memory_rate) +
-                   update.sent / p->link_rate;
-    }
-    return seconds;
-}
-
 /* ---- what is tried ----------------------------------------------------------------------------
  */
 

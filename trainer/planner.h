@@ -5,7 +5,7 @@
 #pragma once
 
 #include "trainer/learner.h"
-#include "trainer/profile.h"
+#include "trainer/step_time.h"
 
 /* One way to hold it. */
 typedef struct {
@@ -36,6 +36,3 @@ void planner_apply(Config *c, const Planning *p, int64_t available);
 
 /* For a run on this machine with memory.budget set: tries and applies, the same on every rank. */
 void planner_decide(Config *c, Training training);
-
-/* Of one optimizer step of a planned learner: micro-steps, and the update where it runs. */
-double predicted_seconds(const Config *c, const Profile *profile, const Learner *l);

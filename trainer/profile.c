@@ -1,4 +1,4 @@
-/* Owns device profiles and the time that a plan is predicted to take. */
+/* Owns device profiles: named ones, and what this machine is measured to do. */
 #define _DEFAULT_SOURCE
 #include "trainer/profile.h"
 
@@ -238,56 +238,4 @@ Profile profile_measure(void) {
     p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */
     trial_close(&t);
     return p;
-}
-
-/* Of a step that computes; ranks that exchange rows wait for each other. */
-static double compute_seconds(const Profile *p, const Step *s, Cost c) {
-    bool attention = s->node->op->expensive;
-    double rate = !attention             ? p->matmul_flops
-                  : s->phase == BACKWARD ? p->attention_backward_flops
-                                         : p->attention_forward_flops;
-    return MAX(MAX(c.flops / rate, c.bytes / p->memory_rate), c.sent / p->link_rate);
-}
-
-/* A CPU copies itself; a GPU's copies take the slower of their links. */
-static double move_seconds(const Profile *p, Cost c) {
-    double here = MAX(c.bytes / p->memory_rate, c.sent / p->link_rate);
-    double host = c.copied / p->host_rate;
-    return p->cuda ? MAX(here, host) : here + host;
-}
-
-/* Of the update that a GATHER finds waiting; it is then `done`. */
-static double update_seconds(const Profile *p, const Plan *plan, const Step *s, bool *done) {
-    const ParamSet *set = plan->graph->params;
-    if (s->phase != GATHER || done[s->bucket]) return 0;
-    const Bucket *b = &set->bucket[s->bucket];
-    done[s->bucket] = true;
-    return b->trained && bucket_waits(b)
-               ? bucket_update_cost(set, s->bucket).bytes / p->host_memory_rate
-               : 0;
-}
-
-double profile_seconds(const Profile *p, const Plan *plan, bool updates) {
-    double now = 0, coming = 0, going = 0;
-    const ParamSet *set = plan->graph->params;
-    bool *done = xcalloc((size_t)set->n_buckets + 1, sizeof *done);
-    for (int i = 0; i < set->n_buckets; i++) done[i] = !updates;
-    for (int i = 0; i < plan->n_steps; i++) {
-        const Step *s = &plan->steps[i];
-        Cost c = step_cost(plan, s);
-        double update = update_seconds(p, plan, s, done);
-        Phase phase = s->phase == WAIT ? s->of : s->phase;
-        double *lane = phase == GATHER || phase == FETCH ? &coming : &going;
-        if (s->phase == WAIT) {
-            now = MAX(now, *lane);
-        } else if (s->node) {
-            now += compute_seconds(p, s, c);
-        } else if (s->waited && p->cuda) {
-            *lane = MAX(*lane, now) + update + move_seconds(p, c);
-        } else {
-            now += update + move_seconds(p, c);
-        }
-    }
-    free(done);
-    return MAX(now, MAX(coming, going));
 }

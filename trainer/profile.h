@@ -43,8 +43,3 @@ typedef struct {
 Limits profile_limits(Device d);
 /* Seconds of a copy that moves so many bytes: to start it is a part of a small one. */
 double limits_copy_seconds(const Limits *l, double bytes);
-
-/* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
- * and what it sends. On a GPU moves that something waits for run beside them. `updates`: the
- * micro-step finds updates waiting (see bucket_update). */
-double profile_seconds(const Profile *p, const Plan *plan, bool updates);
