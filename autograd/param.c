@@ -14,8 +14,7 @@ static void set_ranges(const ParamSet *p, Bucket *b) {
     Range all = {0, b->count}, none = {0, 0};
     b->shard = (Range){b->count / world * rank, b->count / world};
     b->rests = b->home == HOME_FILE ? none : b->home == HOME_RANKS ? b->shard : all;
-    b->grads = !b->trained ? none : p->zero >= 2 ? b->shard : all;
-    b->moments = !b->trained ? none : p->zero >= 1 ? b->shard : all;
+    b->grads = b->moments = !b->trained ? none : p->zero ? b->shard : all;
 }
 
 /* Whose account the bucket's memory is on. */
@@ -174,13 +173,14 @@ void params_allocate(ParamSet *p, Memory *m) {
 real *param_master(const ParamSet *p, int param) {
     const Param *q = &p->param[param];
     const Bucket *b = &p->bucket[q->bucket];
-    CHECK(q->trained && b->rests.count == b->count, "%s has no whole master here", q->name);
+    CHECK(q->trained && b->rests.count == b->count && !b->owed, "%s has no whole master here",
+          q->name);
     return (real *)p->bucket[q->bucket].resident + q->offset;
 }
 
 real *param_grad(const ParamSet *p, int param) {
     const Param *q = &p->param[param];
-    CHECK(q->trained && p->zero < 2, "%s has no whole gradient here", q->name);
+    CHECK(q->trained && !p->zero, "%s has no whole gradient here", q->name);
     return p->bucket[q->bucket].grad + q->offset;
 }
 

@@ -10,14 +10,14 @@
  *   HOME_RANKS   the same, cut into equal shards, one a rank: [shard_from, shard_from +
  * shard_count). HOME_FILE    `sources`: runs of mapped, read-only memory, each in its own form.
  * Trained buckets rest as f32 masters, with gradient and moments beside them. Over several ranks
- * (ZeRO, Rajbhandari et al. 2020) stage 1 shards the moments, 2 the gradients too, 3 the masters
- * too.
+ * (ZeRO, Rajbhandari et al. 2020) stages 1 and 2 shard the moments and the gradients, 3 the masters
+ * too: gradients are summed over ranks each micro-step, after which stage 1 has no use for more of
+ * them than stage 2.
  */
 #pragma once
 
 #include "autograd/memory.h"
-#include "autograd/tensor.h"
-#include "kernels/comm.h"
+#include "autograd/op.h"
 
 enum { PARAM_ALIGN = 64, BUCKET_ALIGN = 1024 };
 
@@ -39,6 +39,13 @@ typedef struct {
     int64_t offset, count;
 } Source;
 
+/* One AdamW step of a bucket: its first `decayed` elements with step.weight_decay, the others with
+ * none. */
+typedef struct {
+    AdamW step;
+    int64_t decayed;
+} Update;
+
 typedef struct {
     const char *name; /* "block.3", "block.3.trained" */
     int block;
@@ -56,6 +63,8 @@ typedef struct {
     bool host;            /* what rests here does so in host memory: HOME_HOST, or shards of it */
     Range grads, moments; /* trained: which elements `grad`, and `m` and `v`, hold */
     real *grad, *m, *v;   /* the accumulated gradient and Adam's moments */
+    Update update;        /* that waits, where `owed` */
+    bool owed;
 } Bucket;
 
 typedef struct ParamSet {
@@ -116,6 +125,19 @@ size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type);
 /* Takes one micro-step's gradient [count] to the accumulated one: summed over ranks in their order,
  * then assigned (micro-step 0) or added. What lies in `grad` between parameters does not count. */
 void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory *m, Stream *s);
+
+/* Updates a trained bucket from its accumulated gradient, as far as its moments rest here; ranks
+ * then exchange masters that rest whole. On the device it is queued. In host memory it waits until
+ * the bucket is next gathered, read or given a gradient, so that it runs on the CPU beside the
+ * device's steps. */
+void bucket_update(ParamSet *p, int bucket, const Update *u, Memory *m, Stream *s);
+/* Does, in the order of the stream, an update that waits. */
+void bucket_settle(const ParamSet *p, int bucket, Memory *m, Stream *s);
+/* Whether the bucket's updates wait as bucket_update says. */
+bool bucket_waits(const Bucket *b);
+/* What an update moves on this rank: gradient, master and moments once over, and masters to the
+ * other ranks where their moments are sharded. */
+Cost bucket_update_cost(const ParamSet *p, int bucket);
 
 /* Bytes that rest on the device, and in host memory: masters, gradients, moments, frozen buckets
  * that live there; on the host also what gradients pass through. */

@@ -59,6 +59,7 @@ size_t bucket_gather_workspace(const ParamSet *p, int bucket, DType type) {
 void bucket_gather(const ParamSet *p, int bucket, DType type, void *copy, void *workspace,
                    Memory *m, Stream *s) {
     const Bucket *b = &p->bucket[bucket];
+    bucket_settle(p, bucket, m, s);
     switch (b->home) {
     case HOME_FILE:
         gather_sources(p, b, type, copy, m, s);
@@ -97,18 +98,31 @@ static void zero_gaps(const ParamSet *p, int bucket, real *grad, Memory *m, Stre
     free(mine);
 }
 
+/* y = keep*y + x, [n] */
+typedef struct {
+    int64_t n;
+    const real *x;
+    real keep, *y;
+} Sum;
+
+static void add_there(const void *args) {
+    const Sum *sum = args;
+    BACKEND_CPU.axpy(NULL, DT_REAL, sum->n, 1, sum->x, sum->keep, sum->y);
+}
+
 static void add_on_host(const ParamSet *p, const Bucket *b, const real *grad, int micro, Memory *m,
                         Stream *s) {
     size_t bytes = (size_t)b->grads.count * sizeof *grad;
     m->k->download(s, p->passing, grad, bytes);
-    m->k->stream_sync(s);
     memory_host(m)->copied_bytes += (int64_t)bytes;
-    BACKEND_CPU.axpy(NULL, DT_REAL, b->grads.count, 1, p->passing, micro ? 1 : 0, b->grad);
+    m->k->host_call(s, add_there, &(Sum){b->grads.count, p->passing, micro ? 1 : 0, b->grad},
+                    sizeof(Sum));
 }
 
 void bucket_reduce(const ParamSet *p, int bucket, real *grad, int micro, Memory *m, Stream *s) {
     const Bucket *b = &p->bucket[bucket];
     Comm *comm = p->comm;
+    bucket_settle(p, bucket, m, s);
     zero_gaps(p, bucket, grad, m, s);
     if (b->grads.count < b->count)
         comm->reduce_scatter(comm, s, b->shard.count, grad, grad + b->shard.from);
@@ -134,6 +148,8 @@ void param_write(ParamSet *p, int param, const real *values, Memory *m, Stream *
 
 void bucket_read(const ParamSet *p, int bucket, Part part, real *host, Memory *m, Stream *s) {
     const Bucket *b = &p->bucket[bucket];
+    bucket_settle(p, bucket, m, s);
+    m->k->stream_sync(s);
     const real *values[] = {b->resident, b->grad, b->m, b->v};
     const Range ranges[] = {b->rests, b->grads, b->moments, b->moments};
     Range r = ranges[part];

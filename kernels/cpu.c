@@ -27,6 +27,11 @@ static void cpu_stream_sync(Stream *s) { (void)s; }
 
 static void cpu_stream_after(Stream *s, Stream *other) { (void)s, (void)other; }
 
+static void cpu_host_call(Stream *s, HostCall *call, const void *args, size_t bytes) {
+    (void)s, (void)bytes;
+    call(args);
+}
+
 static void *cpu_alloc(size_t bytes) {
     return aligned_alloc(256, (size_t)align_up((int64_t)MAX(bytes, 1), 256));
 }
@@ -106,6 +111,7 @@ const Backend BACKEND_CPU = {
     .stream_workspace = cpu_stream_workspace,
     .stream_sync = cpu_stream_sync,
     .stream_after = cpu_stream_after,
+    .host_call = cpu_host_call,
     .alloc = cpu_alloc,
     .release = free,
     .alloc_host = cpu_alloc,

@@ -59,6 +59,24 @@ static void cuda_stream_after(Stream *s, Stream *other) {
     cuda_check(cudaEventDestroy(given), "an event"); /* it goes when it has come to pass */
 }
 
+typedef struct {
+    HostCall *call;
+    max_align_t args[];
+} Called;
+
+static void called(void *called) {
+    Called *c = called;
+    c->call(c->args);
+    free(c);
+}
+
+static void cuda_host_call(Stream *s, HostCall *call, const void *args, size_t bytes) {
+    Called *c = xcalloc(1, sizeof *c + bytes);
+    c->call = call;
+    memcpy(c->args, args, bytes);
+    cuda_check(cudaLaunchHostFunc(cuda_queue(s), called, c), "a call of the host");
+}
+
 CudaStream cuda_queue(Stream *s) {
     cuda_enter();
     return s ? cuda_capture_queue(s->queue) : NULL;
@@ -188,17 +206,17 @@ static void cuda_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *fr
     if (!s) cuda_stream_sync(s);
 }
 
-/* Stage by stage to the scratch memory, and from there widened or rounded. */
+/* Part by part to the scratch memory, and from there widened or rounded. */
 static void cuda_upload_cast(Stream *s, DType from, DType to, int64_t n, const void *host,
                              void *dst) {
     int64_t size = (int64_t)dtype_size(from), most = SCRATCH_BYTES / size;
     if (from == to) {
-        upload_staged(s, dst, host, (size_t)(n * size));
+        cuda_upload(s, dst, host, (size_t)(n * size));
         return;
     }
     for (int64_t at = 0; at < n; at += most) {
         int64_t count = MIN(most, n - at);
-        upload_staged(s, s->scratch, (const char *)host + at * size, (size_t)(count * size));
+        cuda_upload(s, s->scratch, (const char *)host + at * size, (size_t)(count * size));
         cuda_cast(s, from, to, count, s->scratch, (char *)dst + at * (int64_t)dtype_size(to));
     }
 }
@@ -219,6 +237,7 @@ static const Backend BACKEND_CUDA = {
     .stream_workspace = cuda_stream_workspace,
     .stream_sync = cuda_stream_sync,
     .stream_after = cuda_stream_after,
+    .host_call = cuda_host_call,
     .capture_begin = cuda_capture_begin,
     .capture_end = cuda_capture_end,
     .replay = cuda_replay,

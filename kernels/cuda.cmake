@@ -106,6 +106,9 @@ function(cuda_backend target)
     list(FILTER sources EXCLUDE REGEX "/(comm_nccl|nccl_library)\\.c$")
   endif()
   target_sources(${target} PRIVATE ${sources})
+  # The optimizer's bits are the CPU's, which rounds every product.
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/optim_cuda.cu PROPERTIES COMPILE_OPTIONS
+    --fmad=false)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE}
     $<$<BOOL:${WITH_NCCL}>:${NCCL_INCLUDE}>)
   set(code "")

@@ -216,6 +216,8 @@ typedef struct {
     real grad_scale;               /* gradients are multiplied by this first (clipping) */
 } AdamW;
 
+typedef void HostCall(const void *args);
+
 typedef struct Backend {
     const char *name; /* "cpu" */
 
@@ -227,6 +229,9 @@ typedef struct Backend {
     void (*stream_sync)(Stream *s); /* returns when all work on the stream is done */
     /* What s is given from now on begins when all that `other` was given so far is done. */
     void (*stream_after)(Stream *s, Stream *other);
+    /* In the order of the stream, `call` runs on a thread of the host, with a copy of `args`. It
+     * may use host memory alone, that of alloc_host that the stream copies to or from among it. */
+    void (*host_call)(Stream *s, HostCall *call, const void *args, size_t bytes);
     /* Between these two, what s is given is not done but captured, and so is what other streams are
      * given once they come after s; s must come after them again before the end. Meanwhile no
      * stream is synced, and of host memory only that of alloc_host is copied. capture_begin answers
@@ -259,7 +264,8 @@ typedef struct Backend {
      * nearest even (from F64 by way of DT_REAL). src may lie at any address, as in a file. */
     void (*cast)(Stream *s, DType from, DType to, int64_t n, const void *src, void *dst);
 
-    /* The same from host memory, mapped files among it, which has been read at return. */
+    /* The same from host memory, which upload's rule holds for: mapped files have been read at
+     * return. */
     void (*upload_cast)(Stream *s, DType from, DType to, int64_t n, const void *host, void *dst);
 
     /* Matrix products. */
@@ -346,7 +352,9 @@ typedef struct Backend {
     void (*mse_grad)(Stream *s, DType t, int samples, const int64_t *cu, const void *x,
                      const real *target, const real *dloss, real keep, void *dx);
 
-    /* Optimizer, over flat ranges. partial[i] = sum of x^2 over elements [1024 i, 1024 (i+1)). */
+    /* Optimizer, over flat ranges: the same bits on every device, so that it may run where its
+     * numbers rest. partial[i] = sum of x^2 over elements [1024 i, 1024 (i+1)) in f64: 128 sums of
+     * every 128th, four by four as (s0 + s1) + (s2 + s3), then the 32 of these by halves. */
     void (*adamw)(Stream *s, const AdamW *a, int64_t n, const real *grad, real *master, real *m,
                   real *v);
     void (*sum_squares)(Stream *s, int64_t n, const real *x, double *partial);

@@ -4,7 +4,7 @@
 
 #include "kernels/packs.cuh"
 
-enum { THREADS = 256, CHUNK = 1024, LANE_FLOATS = CHUNK / WARP };
+enum { THREADS = 256, CHUNK = 1024, LANE = 4 };
 
 template <int V>
 __device__ __forceinline__ void update(const AdamW *a, const float *grad, float *master, float *m,
@@ -45,23 +45,23 @@ void cuda_adamw(Stream *s, const AdamW *a, int64_t n, const real *grad, real *ma
     cuda_check_launch("adamw");
 }
 
-/* A warp sums the squares of a chunk. */
+/* A warp sums the squares of a chunk; a lane reads LANE elements at a time, V together. */
 template <int V> __global__ void chunk_squares(int64_t n, const float *x, double *partial) {
     int64_t chunk = (int64_t)blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     int64_t first = chunk * CHUNK, last = MIN(first + CHUNK, n);
-    double sum = 0;
+    double sums[LANE] = {};
 #pragma unroll
-    for (int k = 0; k < LANE_FLOATS; k += V) {
-        int64_t i = first + k * WARP + threadIdx.x % WARP * V;
-        float v[V] = {};
-        if (i + V <= last)
+    for (int k = 0; k < CHUNK; k += WARP * LANE) {
+        int64_t i = first + k + threadIdx.x % WARP * LANE;
+        float v[LANE] = {};
+        if (V == LANE && i + LANE <= last)
             load<V>(x + i, v);
         else
-            for (int j = 0; j < V && i + j < last; j++) v[j] = x[i + j];
+            for (int j = 0; j < LANE && i + j < last; j++) v[j] = x[i + j];
 #pragma unroll
-        for (int j = 0; j < V; j++) sum += (double)v[j] * v[j];
+        for (int j = 0; j < LANE; j++) sums[j] += (double)v[j] * v[j];
     }
-    sum = warp_sum_f64(sum);
+    double sum = warp_sum_f64((sums[0] + sums[1]) + (sums[2] + sums[3]));
     if (first < n && threadIdx.x % WARP == 0) partial[chunk] = sum;
 }
 

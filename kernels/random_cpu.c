@@ -1,4 +1,5 @@
-/* Owns the draws of kernels/random.h, four elements to a Philox counter. */
+/* Owns the draws of kernels/random.h, four elements to a Philox counter: one at a time by
+ * Random123, and WIDE together. */
 #include "kernels/math.h"
 #include "kernels/random.h"
 
@@ -11,6 +12,54 @@ static inline void draw_four(Draw d, int64_t group, uint32_t out[4]) {
     for (int i = 0; i < 4; i++) out[i] = drawn.v[i];
 }
 
+/* Words of Philox in 64-bit lanes, a lane to a counter. What lies above a word's 32 bits is left
+ * over, and does not count. */
+enum { WORDS = VECTOR_BYTES / 8, WIDE = 2 * WORDS };
+typedef uint64_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint64_t WordsAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+static const uint64_t LOW = 0xffffffffu;
+
+static inline void philox_round(Words x[4], uint32_t key0, uint32_t key1) {
+    Words p0 = (x[0] & LOW) * (uint64_t)PHILOX_M4x32_0;
+    Words p1 = (x[2] & LOW) * (uint64_t)PHILOX_M4x32_1;
+    Words x0 = p1 >> 32 ^ x[1] ^ key0, x2 = p0 >> 32 ^ x[3] ^ key1;
+    x[0] = x0;
+    x[1] = p1;
+    x[2] = x2;
+    x[3] = p0;
+}
+
+/* Counters' four words side by side: lane k of a and b, then lane k + 1. */
+static inline void store_drawn(const Words x[4], uint32_t *out) {
+    Words a = (x[0] & LOW) | x[1] << 32, b = (x[2] & LOW) | x[3] << 32, low, high;
+    for (int k = 0; k < WORDS; k++) {
+        low[k] = (uint64_t)(k / 2 + k % 2 * WORDS);
+        high[k] = low[k] + WORDS / 2;
+    }
+    *(WordsAnywhere *)out = __builtin_shuffle(a, b, low);
+    *(WordsAnywhere *)(out + 2 * WORDS) = __builtin_shuffle(a, b, high);
+}
+
+/* The words of counters [group, group + WIDE). */
+static void draw_wide(Draw d, int64_t group, uint32_t *out) {
+    enum { ROUNDS = 10 };
+    Words x[2][4];
+    uint32_t key0 = (uint32_t)d.seed, key1 = (uint32_t)(d.seed >> 32);
+    for (int i = 0; i < 2; i++) {
+        for (int k = 0; k < WORDS; k++) x[i][0][k] = (uint64_t)(group + i * WORDS + k);
+        x[i][1] = (Words){0} + d.ordinal;
+        x[i][2] = (Words){0} + d.step;
+        x[i][3] = (Words){0} + d.purpose;
+    }
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < 2; i++) philox_round(x[i], key0, key1);
+        key0 += PHILOX_W32_0;
+        key1 += PHILOX_W32_1;
+    }
+    for (int i = 0; i < 2; i++) store_drawn(x[i], out + i * 4 * WORDS);
+}
+
 static float uniform(uint32_t u) { return fmaf((float)(u >> 9), 0x1p-23f, 0x1p-24f); }
 
 void random_bits(Draw d, int64_t first, int64_t n, uint32_t *out) {
@@ -20,6 +69,7 @@ void random_bits(Draw d, int64_t first, int64_t n, uint32_t *out) {
     uint32_t four[4];
     if (head) draw_four(d, first / 4, four);
     for (; i < head; i++) out[i] = four[(first + i) % 4];
+    for (; i + 4 * WIDE <= n; i += 4 * WIDE) draw_wide(d, (first + i) / 4, out + i);
     for (; i + 4 <= n; i += 4) draw_four(d, (first + i) / 4, out + i);
     if (i < n) draw_four(d, (first + i) / 4, four);
     for (; i < n; i++) out[i] = four[(first + i) % 4];

@@ -62,7 +62,8 @@ static void step_name(const Plan *p, const Step *s, char name[96]) {
     bool linear = n->in[1] && n->in[1]->role == ROLE_PARAM && n->in[1]->shape.rank > 1;
     bool frames = n->in[0]->shape.rank == 4 && n->out[0]->shape.rank == 4;
     Shape second = linear ? n->in[1]->shape : n->out[0]->shape;
-    snprintf(name, 96, "%s %s %s%s%s", n->op->name, phase, shape_text(n->in[0]->shape, a),
+    snprintf(name, 96, "%s%s%s %s %s%s%s", n->op->name, s->then ? "+" : "",
+             s->then ? s->then->op->name : "", phase, shape_text(n->in[0]->shape, a),
              linear   ? "x"
              : frames ? "->"
                       : "",
@@ -80,6 +81,7 @@ void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
         row->seconds[turn] += b->idle ? MAX(seconds[i] - b->idle, LEAST_SECONDS) : seconds[i];
         Cost c = step_cost(p, &p->steps[i]);
         if (turn) continue;
+        row->steps++;
         row->cost.flops += c.flops;
         row->cost.bytes += c.bytes;
     }
@@ -87,8 +89,9 @@ void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
 
 /* The least time that the measured limits allow, over the time taken. */
 static double share_of(const Bench *b, const BenchRow *r) {
+    int steps = MAX(r->steps, 1);
     double flops = r->cost.flops / b->limit.matmul_flops;
-    double bytes = r->cost.bytes / b->limit.memory_rate;
+    double bytes = steps * limits_copy_seconds(&b->limit, r->cost.bytes / steps);
     return MAX(flops, bytes) / r->seconds[0];
 }
 

@@ -8,6 +8,7 @@ typedef struct {
     char name[96];
     double *seconds; /* [repeat] */
     Cost cost;
+    int steps;          /* of the plan, that are added up here; 0: another kind of row */
     int64_t rows;       /* of a training step; 0: not one */
     int64_t peak_bytes; /* of a whole computation, on its device; 0: not one */
     int64_t host_bytes; /* of a training step: what rests or waits in host memory beside it */

@@ -40,6 +40,7 @@ static int64_t bucket_partials(const ParamSet *p, const Bucket *b, double *to, M
 
 double optim_grad_norm(const Optim *o, const ParamSet *p, Memory *m, Stream *s) {
     double *to = o->partial;
+    m->k->stream_sync(s); /* what comes to rest on the host is there */
     for (int i = 0; i < p->n_buckets; i++)
         if (p->bucket[i].trained) to += bucket_partials(p, &p->bucket[i], to, m, s);
     double *host = xcalloc((size_t)o->chunks, sizeof *host), sum = 0;
@@ -61,59 +62,33 @@ bool optim_overflowed(Optim *o, double grad_norm) {
     return overflowed;
 }
 
-/* Elements [from, to) of the bucket, as far as their moments rest here. */
-static void update(const Bucket *b, AdamW a, int64_t from, int64_t to, Memory *m, Stream *s) {
-    from = MAX(from, b->moments.from);
-    to = MIN(to, b->moments.from + b->moments.count);
-    if (from >= to) return;
-    const Backend *k = b->host ? &BACKEND_CPU : m->k;
-    k->adamw(b->host ? NULL : s, &a, to - from, b->grad + (from - b->grads.from),
-             (real *)b->resident + (from - b->rests.from), b->m + (from - b->moments.from),
-             b->v + (from - b->moments.from));
-}
-
-/* Where masters rest whole and moments in shards, each rank updated its part: exchange them. */
-static void share_masters(const ParamSet *p, const Bucket *b, Stream *s) {
-    if (b->rests.count == b->moments.count) return;
-    real *master = b->resident;
-    p->comm->all_gather(p->comm, s, DT_REAL, b->shard.count, master + b->shard.from, master);
-}
-
-void optim_step(const Optim *o, const ParamSet *p, const TrainConfig *c, double learning_rate,
+void optim_step(const Optim *o, ParamSet *p, const TrainConfig *c, double learning_rate,
                 double grad_norm, int64_t step, Memory *m, Stream *s) {
     double clip = c->clip_norm > 0 ? fmin(1, c->clip_norm / (grad_norm + 1e-6)) : 1;
     double beta1 = c->betas.items[0], beta2 = c->betas.items[1];
-    AdamW all = {.learning_rate = (real)learning_rate,
-                 .beta1 = (real)beta1,
-                 .beta2 = (real)beta2,
-                 .eps = (real)c->eps,
-                 .weight_decay = (real)c->weight_decay,
-                 .correction1 = (real)(1 - pow(beta1, (double)step)),
-                 .correction2 = (real)(1 - pow(beta2, (double)step)),
-                 .grad_scale = (real)(clip / o->scale.value)};
-    AdamW undecayed = all;
-    undecayed.weight_decay = 0;
+    AdamW adamw = {.learning_rate = (real)learning_rate,
+                   .beta1 = (real)beta1,
+                   .beta2 = (real)beta2,
+                   .eps = (real)c->eps,
+                   .weight_decay = (real)c->weight_decay,
+                   .correction1 = (real)(1 - pow(beta1, (double)step)),
+                   .correction2 = (real)(1 - pow(beta2, (double)step)),
+                   .grad_scale = (real)(clip / o->scale.value)};
     for (int i = 0; i < p->n_buckets; i++) {
         const Bucket *b = &p->bucket[i];
-        if (!b->trained) continue;
-        int64_t decayed = c->decay == DECAY_ALL ? b->count : b->matrices;
-        update(b, all, 0, decayed, m, s);
-        update(b, undecayed, decayed, b->count, m, s);
-        share_masters(p, b, s);
+        Update u = {adamw, c->decay == DECAY_ALL ? b->count : b->matrices};
+        if (b->trained) bucket_update(p, i, &u, m, s);
     }
 }
 
 Cost optim_cost(const ParamSet *p) {
-    enum { PASSES = 7 }; /* gradient, master, m and v read; master, m and v written */
-    Cost c = {0};
+    Cost sum = {0};
     for (int i = 0; i < p->n_buckets; i++) {
-        const Bucket *b = &p->bucket[i];
-        if (!b->trained) continue;
-        c.bytes += PASSES * (double)b->moments.count * sizeof(real);
-        if (b->rests.count > b->moments.count)
-            c.sent += (double)b->shard.count * (params_world(p) - 1) * sizeof(real);
+        Cost c = bucket_update_cost(p, i);
+        sum.bytes += c.bytes;
+        sum.sent += c.sent;
     }
-    return c;
+    return sum;
 }
 
 double learning_rate_at(const TrainConfig *c, int64_t step) {

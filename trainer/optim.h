@@ -31,14 +31,13 @@ double optim_grad_norm(const Optim *o, const ParamSet *p, Memory *m, Stream *s);
  * is not finite and false mean a step that has gone wrong. Moves the scale. */
 bool optim_overflowed(Optim *o, double grad_norm);
 
-/* One AdamW step over every trained bucket; `step` counts from 1. Gradients, less the loss's scale,
- * are first multiplied by min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_
- * does; clip_norm 0: never. */
-void optim_step(const Optim *o, const ParamSet *p, const TrainConfig *c, double learning_rate,
+/* One AdamW step over every trained bucket (see bucket_update); `step` counts from 1. Gradients,
+ * less the loss's scale, are first multiplied by min(1, clip_norm / (norm + 1e-6)), as
+ * torch.nn.utils.clip_grad_norm_ does; clip_norm 0: never. */
+void optim_step(const Optim *o, ParamSet *p, const TrainConfig *c, double learning_rate,
                 double grad_norm, int64_t step, Memory *m, Stream *s);
 
-/* What one optimizer step moves on this rank: gradients, masters and moments once over, and masters
- * to the other ranks where their moments are sharded. */
+/* The sum of bucket_update_cost. */
 Cost optim_cost(const ParamSet *p);
 
 /* The rate of step `step` (from 0), as diffusers' get_scheduler has it: constant, linear to 0 or

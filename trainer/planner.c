@@ -8,14 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-double predicted_seconds(const Config *c, const Profile *p, const Learner *l) {
-    Cost update = optim_cost(l->model->params);
-    bool host = c->memory.optimizer.home == PLACE_HOST;
-    return (double)c->train.accumulate * profile_seconds(p, l->shaped[0].plan) +
-           update.bytes / (host ? p->host_memory_rate : p->memory_rate) +
-           update.sent / p->link_rate;
-}
-
 const char *planned_home(const Model *m, bool trained) {
     static const char *const NAMES[] = {[HOME_DEVICE] = "device",
                                         [HOME_HOST] = "host",
@@ -98,10 +90,23 @@ static bool better(const Planning *p, const MemoryChoice *a, const MemoryChoice 
     return holds_a != holds_b ? holds_a : a->bytes.total < b->bytes.total;
 }
 
+/* Of those that are as good as the fastest the one that takes the least of the host's memory. */
+static void prefer_less(Planning *p) {
+    const double as_good = 1.005;
+    double most = as_good * p->tried[p->chosen].seconds;
+    if (!p->tried[p->chosen].fits) return;
+    for (int i = 0; i < p->n; i++) {
+        const MemoryChoice *m = &p->tried[i];
+        if (m->fits && m->seconds <= most && m->bytes.host < p->tried[p->chosen].bytes.host)
+            p->chosen = i;
+    }
+}
+
 static void rank(Planning *p) {
     p->next = -1;
     for (int i = 1; i < p->n; i++)
         if (better(p, &p->tried[i], &p->tried[p->chosen])) p->chosen = i;
+    prefer_less(p);
     for (int i = 0; i < p->n; i++) {
         if (i == p->chosen || !p->tried[i].fits) continue;
         if (p->next < 0 || p->tried[i].seconds < p->tried[p->next].seconds) p->next = i;

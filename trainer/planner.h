@@ -5,7 +5,7 @@
 #pragma once
 
 #include "trainer/learner.h"
-#include "trainer/profile.h"
+#include "trainer/step_time.h"
 
 /* One way to hold it. */
 typedef struct {
@@ -50,6 +50,3 @@ void planner_choose(Config *c, Training training, Comm *ranks, const Profile *mi
  * in MemoryChoice. */
 const char *planned_home(const Model *m, bool trained);
 const char *planned_activations(const Learner *l);
-
-/* Of one optimizer step of a planned learner: micro-steps, and the update where it runs. */
-double predicted_seconds(const Config *c, const Profile *profile, const Learner *l);

@@ -1,37 +1,40 @@
-/* Owns device profiles and the time that a plan is predicted to take. */
+/* Owns device profiles: named ones, and what this machine is measured to do. */
 #define _DEFAULT_SOURCE
 #include "trainer/profile.h"
 
 #include "kernels/comm.h"
 #include "kernels/random.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define GIB(n) ((int64_t)(n) << 30)
+/* A tenth is the system's. */
+#define HOST(n) (GIB(n) / 10 * 9)
 
 /* Sources. h200: bf16 products and copies measured on one; attention from published D = 64 figures
  * (FlashAttention-3 on an H100). Others: the vendor's dense 16-bit rate with f32 accumulation at 80
  * % for products, attention at 60 % of that, 90 % of the memory rate; links are NVLink one way, or
  * the PCIe slot. Host rates: the slot's (16 lanes of PCIe 4 or 5) less 20 %; host memory: 8 to 12
- * channels of a server, 2 of a workstation, at 80 %; 1 TiB of it in a server, 128 GiB in a
+ * channels of a server, 2 of a workstation, at 80 %; 1 TiB of it in a server, 96 GiB in a
  * workstation, are assumed. */
 static const Profile PROFILES[] = {
     /* Two to four cores, for choices that must not depend on the moment. */
     {"cpu", false, 0, CPU_CONTEXT_BYTES, 2e11, 1.5e11, 1.5e11, 3e10, 7e9, 1.5e10, 0, 3e10},
-    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12, 4.5e11, 5.0e10, GIB(1024),
+    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12, 4.5e11, 5.0e10, HOST(1024),
      2e11},
-    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12, 4.5e11, 5.0e10, GIB(1024),
+    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12, 4.5e11, 5.0e10, HOST(1024),
      2e11},
-    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12, 3.0e11, 2.4e10, GIB(1024),
+    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12, 3.0e11, 2.4e10, HOST(1024),
      1e11},
-    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12, 5.0e10, 5.0e10, GIB(128),
+    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12, 5.0e10, 5.0e10, HOST(96),
      6e10},
-    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12, 2.5e10, 2.4e10, GIB(128),
+    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12, 2.5e10, 2.4e10, HOST(96),
      6e10},
-    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12, 2.5e10, 2.4e10, GIB(128),
+    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12, 2.5e10, 2.4e10, HOST(96),
      6e10},
 };
 
@@ -87,14 +90,17 @@ int64_t available_bytes(int64_t budget, const Profile *profile) {
  * alone, rows (an edge of them), heads and their size; tries, and numbers that are drawn. */
 enum { HOST_EDGE = 768, HOST_COPY = 1 << 24, GPU_EDGE = 8192, GPU_COPY = 1 << 29 };
 enum { HEADS = 4, HEAD = 64, TRIES = 3, DRAWN = 1 << 20 };
+/* Small copies: 2^SMALLEST bytes and more, and tries of each. */
+enum { SMALLEST = 12, PARTS = 40 };
 
 typedef struct {
     const Backend *k;
     Stream *stream;
     DType t;
-    int64_t copy;    /* elements of a and of b */
-    int calls;       /* in a row, so that starting them is hidden */
-    void *a, *b, *c; /* c [edge, edge] */
+    int64_t copy;     /* elements of a and of b */
+    int64_t part, at; /* of those, that a small copy moves, and where the next begins */
+    int calls;        /* in a row, so that starting them is hidden */
+    void *a, *b, *c;  /* c [edge, edge] */
     void *workspace;
     real *lse; /* [HEADS, edge] */
     Gemm gemm;
@@ -112,14 +118,23 @@ static void run_backward(Trial *t) {
 
 static void run_axpy(Trial *t) { t->k->axpy(t->stream, t->t, t->copy, 1, t->a, 0, t->b); }
 
+/* `part` elements that no cache holds any more. */
+static void run_part(Trial *t) {
+    int64_t size = (int64_t)dtype_size(t->t);
+    if (t->at + t->part > t->copy) t->at = 0;
+    t->k->axpy(t->stream, t->t, t->part, 1, (char *)t->a + t->at * size, 0,
+               (char *)t->b + t->at * size);
+    t->at += t->part;
+}
+
 static void run_copy(Trial *t) {
     t->k->copy(t->stream, t->b, t->a, (size_t)t->copy * dtype_size(t->t));
 }
 
 /* Seconds of the fastest of a few runs. */
-static double fastest(Trial *t, void (*run)(Trial *)) {
+static double fastest_of(Trial *t, void (*run)(Trial *), int tries) {
     double best = 1e9;
-    for (int i = 0; i <= TRIES; i++) {
+    for (int i = 0; i <= tries; i++) {
         double start = now_seconds();
         for (int j = 0; j < t->calls; j++) run(t);
         t->k->stream_sync(t->stream);
@@ -128,6 +143,8 @@ static double fastest(Trial *t, void (*run)(Trial *)) {
     }
     return MAX(best, 1e-9);
 }
+
+static double fastest(Trial *t, void (*run)(Trial *)) { return fastest_of(t, run, TRIES); }
 
 /* Normals, over and over: a GPU's rate falls with the bits that change. */
 static void fill(Trial *t, char *to, int64_t n) {
@@ -202,9 +219,23 @@ static double copy_rate(Trial *t) {
 Limits profile_limits(Device d) {
     Trial t = trial_open(d);
     give_workspace(&t, t.k->gemm_workspace(t.stream, &t.gemm));
-    Limits limits = {product_rate(&t), copy_rate(&t)};
+    Limits limits = {product_rate(&t), copy_rate(&t), {0}};
+    for (int i = SMALLEST; i < (int)COUNT(limits.copy_seconds); i++) {
+        t.part = ((int64_t)1 << i) / 2 / (int64_t)dtype_size(t.t);
+        if (4 * t.part > t.copy) break;
+        limits.copy_seconds[i] = fastest_of(&t, run_part, PARTS);
+    }
     trial_close(&t);
     return limits;
+}
+
+double limits_copy_seconds(const Limits *l, double bytes) {
+    int i = SMALLEST, last = (int)COUNT(l->copy_seconds) - 1;
+    while (i < last && ldexp(1, i + 1) < bytes) i++;
+    double low = l->copy_seconds[i], high = i < last ? l->copy_seconds[i + 1] : 0;
+    if (!low || !high) return bytes / l->memory_rate;
+    double share = MAX(0, bytes / ldexp(1, i) - 1); /* of the way to twice as many */
+    return low + share * (high - low);
 }
 
 Profile profile_measure(void) {
@@ -236,40 +267,4 @@ Profile profile_measure(void) {
     p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */
     trial_close(&t);
     return p;
-}
-
-/* Of a step that computes; ranks that exchange rows wait for each other. */
-static double compute_seconds(const Profile *p, const Step *s, Cost c) {
-    bool attention = s->node->op->expensive;
-    double rate = !attention             ? p->matmul_flops
-                  : s->phase == BACKWARD ? p->attention_backward_flops
-                                         : p->attention_forward_flops;
-    return MAX(MAX(c.flops / rate, c.bytes / p->memory_rate), c.sent / p->link_rate);
-}
-
-/* A CPU copies itself; a GPU's copies take the slower of their links. */
-static double move_seconds(const Profile *p, Cost c) {
-    double here = MAX(c.bytes / p->memory_rate, c.sent / p->link_rate);
-    double host = c.copied / p->host_rate;
-    return p->cuda ? MAX(here, host) : here + host;
-}
-
-double profile_seconds(const Profile *p, const Plan *plan) {
-    double now = 0, coming = 0, going = 0;
-    for (int i = 0; i < plan->n_steps; i++) {
-        const Step *s = &plan->steps[i];
-        Cost c = step_cost(plan, s);
-        Phase phase = s->phase == WAIT ? s->of : s->phase;
-        double *lane = phase == GATHER || phase == FETCH ? &coming : &going;
-        if (s->phase == WAIT) {
-            now = MAX(now, *lane);
-        } else if (s->node) {
-            now += compute_seconds(p, s, c);
-        } else if (s->waited && p->cuda) {
-            *lane = MAX(*lane, now) + move_seconds(p, c);
-        } else {
-            now += move_seconds(p, c);
-        }
-    }
-    return MAX(now, MAX(coming, going));
 }

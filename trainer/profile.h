@@ -37,9 +37,9 @@ Profile profile_measure(void);
  * product and of a copy that no cache holds (reads and writes together). Measured. */
 typedef struct {
     double matmul_flops, memory_rate;
+    double
+        copy_seconds[32]; /* of a copy that moves 2^i bytes; 0: not measured, memory_rate holds */
 } Limits;
 Limits profile_limits(Device d);
-
-/* The plan's steps one after the other, each at the slowest of its arithmetic, its memory traffic
- * and what it sends. On a GPU moves that something waits for run beside them. */
-double profile_seconds(const Profile *p, const Plan *plan);
+/* Seconds of a copy that moves so many bytes: to start it is a part of a small one. */
+double limits_copy_seconds(const Limits *l, double bytes);

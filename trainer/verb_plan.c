@@ -24,6 +24,7 @@ typedef struct {
     double micro_sent;              /* bytes that a rank sends in a micro-step */
     Cost step;                      /* one optimizer step */
     double step_seconds;
+    StepTime time;
     Planning planning;
 } Report;
 
@@ -77,6 +78,25 @@ static void predict(Report *r) {
     r->step = (Cost){micros * c.flops, micros * c.bytes + update.bytes,
                      micros * c.sent + update.sent, micros * c.copied + update.copied};
     r->step_seconds = predicted_seconds(r->config, &r->profile, r->learner);
+    r->time = step_time(r->config, &r->profile, r->learner);
+}
+
+/* The parts of the step's time that take any. */
+static void print_parts(const StepTime *t) {
+    const struct {
+        const char *name;
+        double seconds;
+    } parts[] = {{"products", t->products},         {"attention", t->attention},
+                 {"memory-bound steps", t->memory}, {"exchange of rows", t->exchange},
+                 {"waiting for moves", t->moves},   {"update", t->update}};
+    bool first = true;
+    printf("          of it");
+    for (size_t i = 0; i < COUNT(parts); i++) {
+        if (!(parts[i].seconds > 0)) continue;
+        printf("%s %s %.3g s", first ? "" : ",", parts[i].name, parts[i].seconds);
+        first = false;
+    }
+    printf("\n");
 }
 
 static void print_bytes(const char *name, int64_t bytes, const char *note) {
@@ -171,6 +191,7 @@ static void print_table(const Report *r) {
     if (r->step_seconds > 1.001 * r->planning.unlimited_seconds)
         printf("; %.4g s without a limit of memory", r->planning.unlimited_seconds);
     printf("\n");
+    print_parts(&r->time);
     print_fits(r);
     print_next(r);
 }
@@ -198,7 +219,12 @@ static void print_json(const Report *r) {
         (json_int_t)r->mapped, "context_bytes", (json_int_t)r->profile.context_bytes, "rows",
         (json_int_t)r->learner->shaped[0].io.tables.whole.cu[r->native.pack.samples], "steps",
         plan->n_steps, "choices", choices);
-    CHECK(j, "plan: JSON");
+    const StepTime *t = &r->time;
+    json_t *parts = json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "products", t->products,
+                              "attention", t->attention, "memory", t->memory, "exchange",
+                              t->exchange, "moves", t->moves, "update", t->update);
+    CHECK(j && parts, "plan: JSON");
+    json_object_set_new(j, "step_parts_seconds", parts);
     json_dumpf(j, stdout, JSON_INDENT(2));
     printf("\n");
     json_decref(j);

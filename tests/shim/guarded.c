@@ -272,6 +272,21 @@ static void guarded_download(Stream *s, void *to, const void *device, size_t byt
     leave(s, COUNT(list), list);
 }
 
+static void guarded_upload_cast(Stream *s, DType from, DType to, int64_t n, const void *src,
+                                void *dst) {
+    const void *const list[] = {dst, host(src)};
+    enter("upload_cast", s, COUNT(list), list);
+    inner->upload_cast(s, from, to, n, src, dst);
+    queued(s, src, true);
+    leave(s, COUNT(list), list);
+}
+
+static void guarded_host_call(Stream *s, HostCall *call, const void *args, size_t bytes) {
+    enter("host_call", s, 0, NULL);
+    inner->host_call(s, call, args, bytes);
+    leave(s, 0, NULL);
+}
+
 /* ENTRY(name, parameters, arguments, pointers that are the device's ...) */
 #define ENTRY(name, parameters, arguments, ...)                                                    \
     static void guarded_##name parameters {                                                        \
@@ -290,8 +305,6 @@ ENTRY(copy_rows,
 ENTRY(zero, (Stream * s, void *p, size_t bytes), (s, p, bytes), p);
 ENTRY(cast, (Stream * s, DType from, DType to, int64_t n, const void *src, void *dst),
       (s, from, to, n, src, dst), src, dst);
-ENTRY(upload_cast, (Stream * s, DType from, DType to, int64_t n, const void *src, void *dst),
-      (s, from, to, n, src, dst), host(src), dst);
 ENTRY(gemm, (Stream * s, const Gemm *g, const void *a, const void *b, const void *bias, void *c),
       (s, g, a, b, bias, c), a, b, bias, c, g->aux, g->sums);
 ENTRY(column_sum,
@@ -395,7 +408,7 @@ const Backend *guarded(const Backend *around) {
     table.name = "guarded";
 #define PUT(name) table.name = guarded_##name
     PUT(stream_open), PUT(stream_close), PUT(stream_workspace), PUT(stream_sync);
-    PUT(stream_after), PUT(alloc), PUT(release), PUT(alloc_host), PUT(release_host);
+    PUT(stream_after), PUT(host_call), PUT(alloc), PUT(release), PUT(alloc_host), PUT(release_host);
     PUT(upload), PUT(download), PUT(copy), PUT(copy_rows), PUT(zero), PUT(cast), PUT(upload_cast);
     PUT(gemm), PUT(column_sum), PUT(gelu), PUT(gelu_grad), PUT(silu), PUT(silu_grad), PUT(geglu);
     PUT(axpy), PUT(dropout), PUT(norm), PUT(norm_grad), PUT(rms_norm), PUT(gate), PUT(gate_grad);

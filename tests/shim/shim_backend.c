@@ -43,6 +43,10 @@ static void shim_copy(Stream *s, void *to, const void *from, size_t bytes) {
 
 static void shim_after(Stream *s, Stream *other) { (void)s, (void)other; }
 
+static void shim_host_call(Stream *s, HostCall *call, const void *args, size_t bytes) {
+    BACKEND_CPU.host_call(s, call, args, bytes);
+}
+
 static void shim_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *from,
                            size_t from_pitch, void *to, size_t to_pitch) {
     BACKEND_CPU.copy_rows(s, rows, bytes, from, from_pitch, to, to_pitch);
@@ -235,6 +239,7 @@ const Backend BACKEND_SHIM = {
     .stream_workspace = shim_workspace,
     .stream_sync = shim_sync,
     .stream_after = shim_after,
+    .host_call = shim_host_call,
     .alloc = shim_alloc,
     .release = free,
     .alloc_host = shim_alloc,

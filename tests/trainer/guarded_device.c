@@ -6,9 +6,17 @@
 
 Device guarded_device;
 
+static Device first_device(void) {
+    const char *name = getenv("COGSMITH_COMPUTE");
+    DType t;
+    if (!name) return (Device){guarded(&BACKEND_CPU), DT_F32};
+    CHECK(dtype_from_name(name, &t), "COGSMITH_COMPUTE=%s", name);
+    return device_to_test(t);
+}
+
 const Backend *device_backend(const Config *c) {
     (void)c;
-    if (!guarded_device.k) guarded_device = (Device){guarded(&BACKEND_CPU), DT_F32};
+    if (!guarded_device.k) guarded_device = first_device();
     return guarded_device.k;
 }
 

@@ -52,16 +52,28 @@ static inline void run_child(FILE *out, FILE *err, char **args) {
     _exit(126);
 }
 
+/* Adds the words of $COGSMITH_ARGS to n arguments. */
+static inline void run_more(char **argv, int n) {
+    static char words[256];
+    snprintf(words, sizeof words, "%s", getenv("COGSMITH_ARGS") ? getenv("COGSMITH_ARGS") : "");
+    for (char *rest = words, *word; (word = strtok_r(rest, " ", &rest)); n++) {
+        assert_true(n + 1 < RUN_MAX_ARGS);
+        argv[n] = word;
+    }
+}
+
 /* The result of running the arguments, of which NULL is the last; valid until the next call. */
 static inline const Run *run_args(const char *const *args) {
     static Run r;
     if (!getenv("COGSMITH"))
         fail_msg("the environment variable COGSMITH names the program to test");
     char *argv[RUN_MAX_ARGS] = {"cogsmith"};
-    for (int i = 0; args[i]; i++) {
-        assert_true(i + 2 < RUN_MAX_ARGS);
-        argv[i + 1] = (char *)args[i];
+    int n = 1;
+    for (; args[n - 1]; n++) {
+        assert_true(n + 1 < RUN_MAX_ARGS);
+        argv[n] = (char *)args[n - 1];
     }
+    run_more(argv, n);
     FILE *out = tmpfile(), *err = tmpfile();
     assert_true(out && err);
     double begin = now_seconds();

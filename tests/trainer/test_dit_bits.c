@@ -172,12 +172,23 @@ static void take_params(Result *r, const ParamSet *p, bool grads) {
             take(r, grads ? param_grad(p, i) : param_master(p, i), param_count(&p->param[i]));
 }
 
+static int count_owed(const ParamSet *p) {
+    int n = 0;
+    for (int i = 0; i < p->n_buckets; i++) n += p->bucket[i].owed;
+    return n;
+}
+
+/* In host memory updates wait for the next step. */
 static void lesson_step(Lesson *l, int step) {
     Model *m = l->model;
     const TrainConfig *c = &l->config->train;
+    int trained = 0;
+    assert_int_equal(count_owed(m->params), 0);
     double norm = optim_grad_norm(&l->learner->optim, m->params, &m->memory, m->stream);
     optim_step(&l->learner->optim, m->params, c, c->learning_rate, norm, step + 1, &m->memory,
                m->stream);
+    for (int i = 0; i < m->params->n_buckets; i++) trained += m->params->bucket[i].trained;
+    assert_int_equal(count_owed(m->params), l->setting.optimizer ? trained : 0);
 }
 
 /* What lies in host memory, and what went there and came from there in the last micro-step, is what
@@ -207,6 +218,8 @@ static Result learn(Setting s) {
         take_params(&r, l.model->params, true);
         lesson_step(&l, step);
     }
+    for (int i = 0; i < l.model->params->n_buckets; i++)
+        bucket_settle(l.model->params, i, &l.model->memory, l.model->stream);
     take_params(&r, l.model->params, false);
     assert_int_equal(l.model->memory.allocations, allocations);
     lesson_close(&l);
