@@ -66,7 +66,6 @@ static const Profile *profile_named(const char *device) {
 }
 
 int64_t device_context_bytes(const Config *c) {
-    enum { GPU_CONTEXT_BYTES = 512 << 20 };
     CudaDevice gpu;
     return gpu_of(c, &gpu) ? GPU_CONTEXT_BYTES : CPU_CONTEXT_BYTES;
 }

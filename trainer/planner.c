@@ -56,6 +56,7 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
     trial.memory.optimizer.home = m.optimizer;
     trial.memory.activations.home = m.activations;
     trial.memory.prefetch = m.prefetch;
+    trial.memory.recompute = m.asked;
     Model *model = model_open(&trial, training, MODEL_SHAPES, foreign);
     NativePack native = native_pack(&trial, &model->dit->config);
     model->host_limit = host_limit;
@@ -121,38 +122,72 @@ static PrefetchChoice prefetch_first(const Config *c, const Profile *p) {
 
 /* Without a limit nothing is recomputed and everything has its usual home. */
 static double unlimited(const Config *c, Training training, const Profile *p, bool foreign) {
-    MemoryChoice m = {.base = PLACE_AUTO, .prefetch = prefetch_first(c, p)};
+    MemoryChoice m = {
+        .base = PLACE_AUTO, .prefetch = prefetch_first(c, p), .asked = c->memory.recompute};
     return try_one(c, m, training, p, foreign, INT64_MAX, INT64_MAX).seconds;
+}
+
+enum { MAX_RECOMPUTES = 3 };
+
+/* What is computed again need not wait in host memory: there more of it may be faster. */
+static int recomputes(const Config *c, PlaceChoice activations,
+                      RecomputeChoice out[MAX_RECOMPUTES]) {
+    int n = 0;
+    out[n++] = c->memory.recompute;
+    if (c->memory.recompute != MEMORY_RECOMPUTE_AUTO || activations != PLACE_HOST) return n;
+    out[n++] = MEMORY_RECOMPUTE_SELECTIVE;
+    out[n++] = MEMORY_RECOMPUTE_BLOCK;
+    return n;
+}
+
+/* With these homes: moves beside the steps, and between them where both are open. */
+static int add_candidates(const Config *c, const Profile *profile, MemoryChoice m,
+                          MemoryChoice *out) {
+    RecomputeChoice asked[MAX_RECOMPUTES];
+    int n = 0, n_asked = recomputes(c, m.activations, asked);
+    for (int i = 0; i < n_asked; i++) {
+        m.asked = asked[i];
+        m.prefetch = prefetch_first(c, profile);
+        out[n++] = m;
+        if (m.prefetch == PREFETCH_OFF || c->memory.prefetch == PREFETCH_ON) continue;
+        m.prefetch = PREFETCH_OFF;
+        out[n++] = m;
+    }
+    return n;
+}
+
+enum { MAX_CANDIDATES = MAX_PLACES * MAX_PLACES * MAX_PLACES * MAX_RECOMPUTES * 2 };
+
+/* The usual homes first. */
+static int candidates(const Config *c, Training training, const Profile *profile,
+                      MemoryChoice out[MAX_CANDIDATES]) {
+    const MemoryConfig *k = &c->memory;
+    PlaceChoice base[MAX_PLACES], optimizer[MAX_PLACES], activations[MAX_PLACES];
+    PlaceChoice shared = c->plan.world > 1 ? PLACE_RANKS : PLACE_AUTO;
+    int n = 0, n_base = places(k->base.home, training != TRAIN_FULL, shared, base);
+    int n_optimizer = places(k->optimizer.home, true, PLACE_AUTO, optimizer);
+    int n_activations = places(k->activations.home, true, PLACE_AUTO, activations);
+    for (int o = 0; o < n_optimizer; o++)
+        for (int b = 0; b < n_base; b++)
+            for (int a = 0; a < n_activations; a++) {
+                MemoryChoice m = {
+                    .base = base[b], .optimizer = optimizer[o], .activations = activations[a]};
+                n += add_candidates(c, profile, m, out + n);
+            }
+    return n;
 }
 
 Planning planner_try(const Config *c, Training training, const Profile *profile, bool foreign,
                      int64_t available) {
-    const MemoryConfig *k = &c->memory;
-    PlaceChoice base[MAX_PLACES], optimizer[MAX_PLACES], activations[MAX_PLACES];
-    bool many = c->plan.world > 1;
-    int n_base =
-        places(k->base.home, training != TRAIN_FULL, many ? PLACE_RANKS : PLACE_AUTO, base);
-    int n_optimizer = places(k->optimizer.home, true, PLACE_AUTO, optimizer);
-    int n_activations = places(k->activations.home, true, PLACE_AUTO, activations);
-    size_t most = 2 * (size_t)(n_base * n_optimizer * n_activations);
-    Planning p = {.tried = xcalloc(most, sizeof *p.tried),
+    MemoryChoice list[MAX_CANDIDATES];
+    int n = candidates(c, training, profile, list);
+    Planning p = {.tried = xcalloc((size_t)n, sizeof *p.tried),
                   .host_limit =
                       profile->host_bytes ? profile->host_bytes : available_bytes(0, NULL)};
-    for (int o = 0; o < n_optimizer; o++)
-        for (int b = 0; b < n_base; b++)
-            for (int a = 0; a < n_activations; a++) {
-                if (p.n && is_best(&p.tried[0])) continue;
-                MemoryChoice m = {.base = base[b],
-                                  .optimizer = optimizer[o],
-                                  .activations = activations[a],
-                                  .prefetch = prefetch_first(c, profile)};
-                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available, p.host_limit);
-                if (m.prefetch == PREFETCH_OFF || k->prefetch == PREFETCH_ON ||
-                    is_best(&p.tried[p.n - 1]))
-                    continue;
-                m.prefetch = PREFETCH_OFF;
-                p.tried[p.n++] = try_one(c, m, training, profile, foreign, available, p.host_limit);
-            }
+    while (p.n < n && !(p.n && is_best(&p.tried[0]))) {
+        p.tried[p.n] = try_one(c, list[p.n], training, profile, foreign, available, p.host_limit);
+        p.n++;
+    }
     rank(&p);
     p.unlimited_seconds =
         is_best(&p.tried[0]) ? p.tried[0].seconds : unlimited(c, training, profile, foreign);
@@ -207,6 +242,7 @@ static void apply(Config *c, const MemoryChoice *m) {
     c->memory.optimizer.home = m->optimizer;
     c->memory.activations.home = m->activations;
     c->memory.prefetch = m->prefetch;
+    c->memory.recompute = m->asked;
 }
 
 void planner_apply(Config *c, const Planning *p, int64_t available) {

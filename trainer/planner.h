@@ -1,7 +1,8 @@
 /* The planner: where a run's memory lies, so that it fits the budget and takes the least time.
  *
  * It tries the homes that the config leaves open (auto), each with the least recomputation that
- * fits, and takes the fastest by a device's profile. Every choice gives the same numbers. */
+ * fits, where activations wait in host memory also with more, and takes the fastest by a device's
+ * profile. Every choice gives the same numbers. */
 #pragma once
 
 #include "trainer/learner.h"
@@ -11,8 +12,9 @@
 typedef struct {
     PlaceChoice base, optimizer, activations; /* as in memory.*.home */
     PrefetchChoice prefetch;                  /* on or off */
-    RecomputeChoice recompute;
-    int64_t hard_blocks; /* see Learner */
+    RecomputeChoice asked;     /* as in memory.recompute; auto: the least that fits */
+    RecomputeChoice recompute; /* and hard_blocks: what that is, see Learner */
+    int64_t hard_blocks;
     /* Where that is, by name: "device", "host", "ranks", "file"; "none": there are none. */
     const char *base_home, *optimizer_home, *activations_home;
     int64_t holdout_bytes; /* of the plan for held-out losses; 0: there is none */

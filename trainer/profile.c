@@ -24,18 +24,18 @@
 static const Profile PROFILES[] = {
     /* Two to four cores, for choices that must not depend on the moment. */
     {"cpu", false, 0, CPU_CONTEXT_BYTES, 2e11, 1.5e11, 1.5e11, 3e10, 7e9, 1.5e10, 0, 3e10},
-    {"h200", true, GIB(139), 512 << 20, 790e12, 497e12, 474e12, 4.3e12, 4.5e11, 5.0e10, HOST(1024),
-     2e11},
-    {"h100", true, GIB(80), 512 << 20, 790e12, 497e12, 474e12, 3.0e12, 4.5e11, 5.0e10, HOST(1024),
-     2e11},
-    {"a100", true, GIB(80), 512 << 20, 250e12, 150e12, 140e12, 1.8e12, 3.0e11, 2.4e10, HOST(1024),
-     1e11},
-    {"rtx5090", true, GIB(32), 512 << 20, 167e12, 100e12, 95e12, 1.6e12, 5.0e10, 5.0e10, HOST(96),
-     6e10},
-    {"rtx4090", true, GIB(24), 512 << 20, 132e12, 80e12, 75e12, 0.9e12, 2.5e10, 2.4e10, HOST(96),
-     6e10},
-    {"rtx3090", true, GIB(24), 512 << 20, 57e12, 34e12, 32e12, 0.84e12, 2.5e10, 2.4e10, HOST(96),
-     6e10},
+    {"h200", true, GIB(139), GPU_CONTEXT_BYTES, 790e12, 497e12, 474e12, 4.3e12, 4.5e11, 5.0e10,
+     HOST(1024), 2e11},
+    {"h100", true, GIB(80), GPU_CONTEXT_BYTES, 790e12, 497e12, 474e12, 3.0e12, 4.5e11, 5.0e10,
+     HOST(1024), 2e11},
+    {"a100", true, GIB(80), GPU_CONTEXT_BYTES, 250e12, 150e12, 140e12, 1.8e12, 3.0e11, 2.4e10,
+     HOST(1024), 1e11},
+    {"rtx5090", true, GIB(32), GPU_CONTEXT_BYTES, 167e12, 100e12, 95e12, 1.6e12, 5.0e10, 5.0e10,
+     HOST(96), 6e10},
+    {"rtx4090", true, GIB(24), GPU_CONTEXT_BYTES, 132e12, 80e12, 75e12, 0.9e12, 2.5e10, 2.4e10,
+     HOST(96), 6e10},
+    {"rtx3090", true, GIB(24), GPU_CONTEXT_BYTES, 57e12, 34e12, 32e12, 0.84e12, 2.5e10, 2.4e10,
+     HOST(96), 6e10},
 };
 
 const Profile *profile_find(const char *name) {

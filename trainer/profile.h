@@ -19,8 +19,10 @@ typedef struct {
     double host_memory_rate; /* of the host's memory, reads and writes together */
 } Profile;
 
-/* The program itself, its libraries' code and threads' stacks, on a CPU: stated, not planned. */
-enum { CPU_CONTEXT_BYTES = 40 << 20 };
+/* Stated, not planned. On a CPU: the program itself, its libraries' code and threads' stacks. On a
+ * GPU: CUDA's context, kernels and libraries' code there, 32 MiB of scratch for each of three
+ * streams, and captured steps. */
+enum { CPU_CONTEXT_BYTES = 40 << 20, GPU_CONTEXT_BYTES = 768 << 20 };
 
 /* What plans may use of a device: memory.budget where it is set, else what the device has (of this
  * machine, this rank's part of what is free now), less the context. profile NULL: this machine. */
