@@ -155,10 +155,10 @@ static double caption_flops(const Wanted *w) {
     return length * (double)t.layers * (2 * weights + 4 * length * inner);
 }
 
-/* All of the work at this machine's measured rates: what they allow, so a lower bound. The bars
- * then tell by the rate that is reached. */
-static double predict(const Wanted *w, const Encoder *n, const Todo *t) {
-    Profile m = profile_measure();
+/* All of the work at the device's rates: what they allow, so a lower bound. The bars then tell by
+ * the rate that is reached. */
+static double predict(const Config *c, const Wanted *w, const Encoder *n, const Todo *t) {
+    Profile m = device_profile(c);
     Cost clip = vae_job_cost(n->clips), image = {0};
     if (n->images) image = vae_job_cost(n->images);
     double flops = clip.flops * (double)t->samples + image.flops * (double)t->images +
@@ -210,7 +210,7 @@ static void announce(const Prepare *p, const Encoder *n) {
             p->ranks > 1 ? ", on each rank" : "", MIB(device_available(p->config)),
             p->config->memory.budget ? " in memory.budget" : " free");
     if (p->ranks > 1) fprintf(stderr, "  ranks     %d, which share the work\n", p->ranks);
-    double seconds = predict(w, n, &t) / p->ranks;
+    double seconds = predict(p->config, w, n, &t) / p->ranks;
     if (seconds < 1)
         fprintf(stderr, "  time      seconds\n");
     else
