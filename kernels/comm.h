@@ -50,6 +50,10 @@ struct Comm {
     void *own;        /* of the implementation */
 };
 
+/* Which optimizer step collectives belong to from now on, for what is said when one goes wrong; 0:
+ * none, as at first. */
+void comm_at_step(int64_t step);
+
 Comm *comm_self(void);
 /* The ranks that mpirun started, or one. timeout_s: the deadline of a collective. */
 Comm *comm_world(double timeout_s);

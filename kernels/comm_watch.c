@@ -25,27 +25,41 @@ static const double TELL_SECONDS = 0.1, ALONE_TIMEOUT = 120;
 static const char *const NAMES[COMM_NAMES] = {"all_gather", "reduce_scatter", "all_to_all",
                                               "the start of NCCL", "the end of NCCL"};
 
+static _Atomic int64_t step;
+
+void comm_at_step(int64_t now) { step = now; }
+
+/* ", in step 12," */
+static const char *in_step(char text[32]) {
+    if (!step) return "";
+    snprintf(text, 32, ", in step %lld,", (long long)step);
+    return text;
+}
+
 void say_missing(int rank, const Header *h, double timeout_s, int me) {
+    char text[32];
     fprintf(stderr,
-            "cogsmith: rank %d did not answer in %s number %lld within %g s (ranks.timeout), says "
-            "rank %d. The job ends; start it again to go on from the last checkpoint\n",
-            rank, NAMES[h->kind], (long long)h->number, timeout_s, me);
+            "cogsmith: rank %d did not answer in %s number %lld%s within %g s (ranks.timeout), "
+            "says rank %d. The job ends; start it again to go on from the last checkpoint\n",
+            rank, NAMES[h->kind], (long long)h->number, in_step(text), timeout_s, me);
 }
 
 void say_apart(int me, const Header *mine, int other, const Header *theirs) {
+    char text[32];
     fprintf(stderr,
-            "cogsmith: ranks went apart: at collective %lld rank %d asks for %s of %lld %s, rank "
+            "cogsmith: ranks went apart: at collective %lld%s rank %d asks for %s of %lld %s, rank "
             "%d for %s of %lld %s. The job ends\n",
-            (long long)mine->number, me, NAMES[mine->kind], (long long)mine->count,
+            (long long)mine->number, in_step(text), me, NAMES[mine->kind], (long long)mine->count,
             dtype_name((DType)mine->type), other, NAMES[theirs->kind], (long long)theirs->count,
             dtype_name((DType)theirs->type));
 }
 
 void say_unfinished(int me, const Header *h, double timeout_s) {
+    char text[32];
     fprintf(stderr,
-            "cogsmith: rank %d: every rank is there, but %s number %lld did not end within %g s "
+            "cogsmith: rank %d: every rank is there, but %s number %lld%s did not end within %g s "
             "(ranks.timeout): the link is too slow or unsteady. The job ends\n",
-            me, NAMES[h->kind], (long long)h->number, timeout_s);
+            me, NAMES[h->kind], (long long)h->number, in_step(text), timeout_s);
 }
 
 /* ---- the watch --------------------------------------------------------------------------------

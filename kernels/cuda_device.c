@@ -212,13 +212,20 @@ void cuda_enter(void) {
     entered = true;
 }
 
+static void look_at(int index, CudaDevice *d) {
+    size_t total;
+    if (describe(index, d) && cudaMemGetInfo(&d->free_bytes, &total) != cudaSuccess)
+        d->free_bytes = 0;
+}
+
+void cuda_opened(CudaDevice *d) {
+    CHECK(opened >= 0, "no GPU is open");
+    look_at(opened, d);
+}
+
 int cuda_devices(CudaDevice *list, int max, Error *e) {
     int count = count_devices(e);
-    for (int i = 0; i < MIN(count, max); i++) {
-        size_t total;
-        if (describe(i, &list[i]) && cudaMemGetInfo(&list[i].free_bytes, &total) != cudaSuccess)
-            list[i].free_bytes = 0;
-    }
+    for (int i = 0; i < MIN(count, max); i++) look_at(i, &list[i]);
     if (opened >= 0) cuda_check(cudaSetDevice(opened), "entering the GPU");
     return count;
 }

@@ -14,6 +14,11 @@ const Backend *cuda_backend(int index, Error *e) {
     return NULL;
 }
 
+void cuda_opened(CudaDevice *d) {
+    (void)d;
+    CHECK(false, "no GPU is open");
+}
+
 int cuda_devices(CudaDevice *list, int max, Error *e) {
     (void)list, (void)max;
     refuse(e);

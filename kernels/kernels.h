@@ -389,8 +389,10 @@ const Backend *cuda_table(void);
 /* Whether attention's backward on a GPU repeats its bits from run to run, at the price of time and
  * workspace; not at first. Of the whole process, and to be said before plans are placed. */
 void cuda_deterministic(bool repeats);
-/* The first `max` GPUs into `list`; answers how many there are. 0: none can be used, and *e says
- * why. */
+/* The GPU of cuda_backend's table, which was asked for. */
+void cuda_opened(CudaDevice *d);
+/* The first `max` GPUs into `list`, each of which gets this process's context; answers how many
+ * there are. 0: none can be used, and *e says why. */
 int cuda_devices(CudaDevice *list, int max, Error *e);
 
 C_END

@@ -129,7 +129,7 @@ process_of_rank() { # RANK
 # How the culprit is named: mpirun loses the host, or the other rank misses the answer.
 declare -A names=(
     [link]='Remote daemon.* on node 10.9.0.3|rank 1 did not answer'
-    [stop]='rank 1 did not answer in [a-z_]* number [0-9]* within 5 s'
+    [stop]='rank 1 did not answer in [a-z_]* number [0-9]*, in step [0-9]*, within 5 s'
     [kill]='process rank 1 with PID [0-9]* on node .* exited on signal 9'
 )
 

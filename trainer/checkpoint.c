@@ -19,8 +19,10 @@
 static const size_t SHARD_BYTES = (size_t)5 << 30; /* of a transformer's file */
 
 /* Host copies of one bucket. Rank 0 keeps masters whole, for the files that are usable as they are;
- * all else is this rank's shard. */
+ * all else is this rank's shard. What one rank alone holds in host memory is not copied: it is
+ * written from there, and training waits. */
 typedef struct {
+    bool there;
     real *master, *m, *v;
     Range shard; /* of this rank, without padding */
 } Copy;
@@ -35,7 +37,7 @@ struct Saver {
     int64_t bytes;
     Position at;
     char *temporary, *path; /* of the one being written */
-    bool writing;
+    bool writing, waits;    /* waits: some bucket is written from where it rests */
     pthread_t thread;
     pthread_mutex_t lock; /* over done and error */
     bool done;
@@ -50,6 +52,32 @@ static real *host(Saver *s, int64_t count) {
     return xcalloc((size_t)MAX(count, 1), sizeof(real));
 }
 
+/* Other ranks would wait too long. */
+static bool is_there(const Model *m, const Bucket *b) { return b->host && m->comm->size == 1; }
+
+static void use_there(Saver *s, int b, Copy *c) {
+    const Bucket *bucket = &s->model->params->bucket[b];
+    int64_t at = c->shard.from - bucket->moments.from;
+    bool first = s->model->comm->rank == 0;
+    s->waits = c->there = true;
+    c->m = bucket->m + at;
+    c->v = bucket->v + at;
+    c->master = (real *)bucket->resident + (first ? 0 : c->shard.from);
+    if (first) s->masters[b] = c->master;
+}
+
+int64_t saver_needs(const Model *m) {
+    int64_t count = 0, largest = 0;
+    bool first = m->comm->rank == 0;
+    for (int i = 0; i < m->params->n_buckets; i++) {
+        const Bucket *b = &m->params->bucket[i];
+        if (!b->trained || is_there(m, b)) continue;
+        count += 2 * b->shard.count + (first ? b->count : b->shard.count);
+        largest = MAX(largest, b->count);
+    }
+    return (count + (first ? 0 : largest)) * (int64_t)sizeof(real);
+}
+
 static void open_copies(Saver *s) {
     const ParamSet *p = s->model->params;
     bool first = s->model->comm->rank == 0;
@@ -60,12 +88,16 @@ static void open_copies(Saver *s) {
         if (!bucket->trained) continue;
         c->shard = bucket->shard;
         c->shard.count = MAX(0, MIN(bucket->used - c->shard.from, c->shard.count));
+        if (is_there(s->model, bucket)) {
+            use_there(s, b, c);
+            continue;
+        }
         c->m = host(s, c->shard.count);
         c->v = host(s, c->shard.count);
         c->master = first ? s->masters[b] = host(s, bucket->count) : host(s, c->shard.count);
         largest = MAX(largest, bucket->count);
     }
-    if (!first) s->passing = host(s, largest);
+    if (!first && largest) s->passing = host(s, largest);
 }
 
 Saver *saver_open(const Config *c, Model *m, const char *run_folder) {
@@ -90,6 +122,7 @@ void saver_close(Saver *s) {
     Error e;
     saver_wait(s, &e);
     for (int b = 0; b < s->model->params->n_buckets; b++) {
+        if (s->copies[b].there) continue;
         free(s->copies[b].master);
         free(s->copies[b].m);
         free(s->copies[b].v);
@@ -311,7 +344,8 @@ static void copy_state(Saver *s) {
     for (int b = 0; b < m->params->n_buckets; b++) {
         const Bucket *bucket = &m->params->bucket[b];
         Copy *c = &s->copies[b];
-        if (!bucket->trained) continue;
+        if (c->there) bucket_settle(m->params, b, &m->memory, m->stream);
+        if (!bucket->trained || c->there) continue;
         size_t bytes = (size_t)c->shard.count * sizeof(real);
         bool first = m->comm->rank == 0;
         bucket_read(m->params, b, PART_MASTER, first ? c->master : s->passing, &m->memory,
@@ -353,6 +387,10 @@ bool saver_copy(Saver *s, const Position *at, Error *e) {
 void saver_write(Saver *s) {
     s->done = false;
     s->writing = true;
+    if (s->waits) {
+        write_in_background(s);
+        return;
+    }
     int failed = pthread_create(&s->thread, NULL, write_in_background, s);
     CHECK(!failed, "checkpoint: the thread cannot be started (%d)", failed);
 }
@@ -366,7 +404,7 @@ bool saver_failed(Saver *s) {
 
 bool saver_wait(Saver *s, Error *e) {
     if (!s->writing) return true;
-    pthread_join(s->thread, NULL);
+    if (!s->waits) pthread_join(s->thread, NULL);
     s->writing = false;
     if (!s->error.exit_code) return true;
     *e = s->error;

@@ -50,7 +50,8 @@ char *checkpoint_path(const char *folder, int64_t step);
 /* ---- writing ----------------------------------------------------------------------------------
  */
 
-/* Writes checkpoints in the background: training waits for the copy to host memory alone. */
+/* Writes checkpoints in the background: training waits for the copy to host memory alone. What one
+ * rank alone holds there anyway is written as it is, while training waits. */
 typedef struct Saver Saver;
 
 /* Of a run folder, whose checkpoints/ is made; sweeps up what killed writers left. Every rank opens
@@ -67,5 +68,6 @@ bool saver_wait(Saver *s, Error *e);
 /* Whether the last one begun has failed already, without waiting. */
 bool saver_failed(Saver *s);
 void saver_close(Saver *s);
-/* Host bytes that copies are kept in. */
+/* Host bytes that copies are kept in; and will be, of a planned model. */
 int64_t saver_bytes(const Saver *s);
+int64_t saver_needs(const Model *m);

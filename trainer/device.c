@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_GPUS = 64 };
-
 static bool on_cpu(const Backend *k) { return k == &BACKEND_CPU; }
 
 /* The GPU that `auto` or `cuda` mean: ranks of one machine take one each. */
@@ -44,11 +42,7 @@ Device device_of_vae(const Config *c) {
 /* The GPU in use; false: it is the CPU. */
 static bool gpu_of(const Config *c, CudaDevice *gpu) {
     if (on_cpu(device_backend(c))) return false;
-    CudaDevice list[MAX_GPUS];
-    Error e;
-    int n = cuda_devices(list, MAX_GPUS, &e), index = index_of(c);
-    CHECK(index < n, "GPU %d of %d", index, n);
-    *gpu = list[index];
+    cuda_opened(gpu);
     return true;
 }
 

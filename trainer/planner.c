@@ -1,6 +1,7 @@
 /* Owns the search over homes. */
 #include "trainer/planner.h"
 
+#include "trainer/checkpoint.h"
 #include "trainer/device.h"
 #include "trainer/native.h"
 #include "trainer/same.h"
@@ -39,14 +40,15 @@ static int places(PlaceChoice set, bool open, PlaceChoice more, PlaceChoice out[
     return n;
 }
 
-/* Of the plan for held-out losses, which lies beside the training one. */
+/* Of the plans for held-out losses and for previews, which lie beside the training one. */
 static int64_t holdout_bytes(Model *m, const Config *c, const Pack *pack) {
-    if (!c->data.holdout || !c->train.validate_every) return 0;
+    int plans = (c->data.holdout && c->train.validate_every) + (c->train.sample_every > 0);
+    if (!plans) return 0;
     Pack one = {1, pack->fhw, pack->text_rows};
     Learner *l = learner_try(m, c, &one, 1, false, INT64_MAX);
     LearnerBytes b = learner_bytes(l);
     learner_close(l);
-    return b.total - b.resident;
+    return plans * (b.total - b.resident);
 }
 
 static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, const Profile *p,
@@ -69,6 +71,7 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
     m.activations_home = planned_activations(l);
     m.bytes = learner_bytes(l);
     m.bytes.total += m.holdout_bytes;
+    m.bytes.host += saver_needs(model);
     m.seconds = predicted_seconds(&trial, p, l);
     m.fits = m.bytes.total <= available && m.bytes.host <= model->host_limit;
     learner_close(l);
@@ -151,7 +154,7 @@ static int add_candidates(const Config *c, const Profile *profile, MemoryChoice 
         out[n++] = m;
         if (m.prefetch == PREFETCH_OFF || c->memory.prefetch == PREFETCH_ON) continue;
         m.prefetch = PREFETCH_OFF;
-        out[n++] = m;
+        if (i == 0) out[n++] = m;
     }
     return n;
 }
@@ -224,8 +227,9 @@ NORETURN static void refuse(const Config *c, const Planning *p, int64_t availabl
         "at %s and %s%s. Fewer frames, a smaller size, batch or rank need less",
         (double)(most - available + m->bytes.total) / gib, m->base_home, m->optimizer_home,
         m->activations_home,
-        m->recompute == MEMORY_RECOMPUTE_BLOCK ? "every block recomputed"
-                                               : "memory.recompute as it is set",
+        m->recompute == MEMORY_RECOMPUTE_BLOCK       ? "every block recomputed"
+        : m->recompute == MEMORY_RECOMPUTE_SELECTIVE ? "blocks recomputed but for attention"
+                                                     : "nothing recomputed",
         host);
     if (m->bytes.total <= available)
         die("%.3f GiB of host memory are needed for what rests or waits there, and %.3f GiB are "
@@ -287,6 +291,7 @@ void planner_decide(Config *c, Training training, Comm *ranks) {
     const Backend *k = device_backend(c);
     ranks_agree(ranks, "device", k->name);
     if (k == &BACKEND_CPU && !c->memory.budget) return;
+    ranks_least(ranks, NULL, 0); /* every rank has its device before memory is measured */
     Profile mine = device_profile(c);
     int64_t available = device_available(c) - (c->memory.budget ? 0 : SPARE_BYTES);
     planner_choose(c, training, ranks, &mine, available);

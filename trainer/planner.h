@@ -17,8 +17,8 @@ typedef struct {
     int64_t hard_blocks;
     /* Where that is, by name: "device", "host", "ranks", "file"; "none": there are none. */
     const char *base_home, *optimizer_home, *activations_home;
-    int64_t holdout_bytes; /* of the plan for held-out losses; 0: there is none */
-    LearnerBytes bytes;    /* the total with that */
+    int64_t holdout_bytes; /* of the plans for held-out losses and previews; 0: there are none */
+    LearnerBytes bytes;    /* the total with that, what is on the host with copies to be saved */
     double seconds;        /* of an optimizer step, predicted */
     bool fits;
 } MemoryChoice;

@@ -2,6 +2,7 @@
 #include "trainer/sampler.h"
 
 #include "trainer/profile.h"
+#include "trainer/same.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,9 @@ static Learner *plan(const Sampler *s, const Config *c, const ClipSize *size, in
 static void plan_halves(Sampler *s, const Config *c, const ClipSize *size) {
     s->together = s->halves;
     s->learner = plan(s, c, size, s->together, s->together == 1);
-    if (s->together == 1 || learner_bytes(s->learner).total <= model_available(s->model, c)) return;
+    Model *m = s->model;
+    int64_t left = model_available(m, c) - learner_bytes(s->learner).total;
+    if (s->together == 1 || ranks_least(m->comm, m->stream, left) >= 0) return;
     learner_close(s->learner);
     s->together = 1;
     s->learner = plan(s, c, size, 1, true);

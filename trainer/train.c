@@ -62,7 +62,7 @@ static void compare_weights(const Train *t) {
     Error e;
     if (m->comm->size > 1) {
         if (!cache_files_digest_folder(files, m->folder, digest, &e)) die_error(&e);
-        ranks_agree(m->comm, "transformer", digest);
+        ranks_agree(m->comm, "transformer (model.path)", digest);
         int lock = m->comm->rank ? -1 : folder_lock(folder, "writes this cache", &e);
         if (lock >= 0 && !cache_files_save(files, &e)) die_error(&e);
         folder_unlock(lock);
@@ -74,7 +74,7 @@ static void open_data(Train *t, bool resumed) {
     const Config *c = t->config;
     int ranks = t->model->data_ranks;
     t->samples = samples_open(c);
-    ranks_agree(t->model->comm, "set of samples", t->samples->digest);
+    ranks_agree(t->model->comm, "set of samples (data.path, data.cache)", t->samples->digest);
     compare_weights(t);
     if (resumed && strcmp(t->samples->digest, t->at.dataset))
         config_die(c, "data.path",
@@ -103,6 +103,7 @@ static void open_work(Train *t) {
     if (t->holdout.learner) learner_bind(t->holdout.learner, false);
     memory_seal(&t->model->memory, true);
     samples_pack_free(&pack);
+    previews_check(t);
 }
 
 /* ---- a step -----------------------------------------------------------------------------------
@@ -211,6 +212,7 @@ static bool all_stop(const Train *t) {
 
 static bool train_step(Train *t, bool *stop, Error *e) {
     StepRecord r = {.step = t->at.step + 1, .holdout_loss = NAN};
+    comm_at_step(r.step);
     if (!compute(t, &r, e) || !update(t, &r, e)) return false;
     t->at.step++;
     t->at.samples += t->at.global_batch;

@@ -70,5 +70,8 @@ bool holdout_loss(Train *t, double *loss, Error *e);
  * train.sample_every is 0. */
 Previews *previews_open(const Config *c, Samples *s);
 void previews_close(Previews *p);
+/* Ends the program where there is no memory for them beside the training. Every rank must call it.
+ */
+void previews_check(const Train *t);
 /* Samples every prompt with the weights as they are, into run/samples. Every rank must call it. */
 bool previews_make(Train *t, Error *e);

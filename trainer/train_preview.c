@@ -158,6 +158,17 @@ static bool sample_prompt(Train *t, Sampler *sampler, int prompt, float *latents
     return sampler_run(sampler, &job, latents, e);
 }
 
+void previews_check(const Train *t) {
+    if (!t->previews) return;
+    const Config *c = t->config;
+    const ClipSize *z = &t->previews->size;
+    sampler_close(sampler_open(t->model, c, z, c->sample.guidance > 1));
+    if (t->model->comm->rank) return;
+    Vae *v = latents_vae(c, &t->model->dit->config);
+    vae_job_close(config_vae_job(c, v, VAE_DECODER, z->f - z->padding, z->h, z->w, "previews"));
+    vae_close(v);
+}
+
 bool previews_make(Train *t, Error *e) {
     const Previews *p = t->previews;
     const DitConfig *model = &t->model->dit->config;

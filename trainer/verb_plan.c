@@ -1,4 +1,5 @@
 /* `cogsmith plan`: what a run will need, from config.json alone. */
+#include "trainer/checkpoint.h"
 #include "trainer/cli.h"
 #include "trainer/device.h"
 #include "trainer/learner.h"
@@ -123,17 +124,11 @@ static void print_next(const Report *r) {
            m->seconds, (double)(m->bytes.total + r->profile.context_bytes) / (1 << 30), recompute,
            m->base_home, m->optimizer_home, m->activations_home,
            m->prefetch == PREFETCH_ON ? ", ahead" : "");
+    if (m->seconds <= r->step_seconds)
+        printf("          as fast, with %.3f GiB more of host memory\n",
+               (double)(m->bytes.host - r->planning.tried[r->planning.chosen].bytes.host) /
+                   (1 << 30));
     free(recompute);
-}
-
-/* Host copies of masters and moments; rank 0 has all masters. */
-static int64_t checkpoint_bytes(const Report *r) {
-    int64_t bytes = 0;
-    for (int i = 0; i < r->model->params->n_buckets; i++) {
-        const Bucket *b = &r->model->params->bucket[i];
-        if (b->trained) bytes += (b->count + 2 * b->shard.count) * (int64_t)sizeof(real);
-    }
-    return bytes;
 }
 
 static void print_table(const Report *r) {
@@ -175,7 +170,7 @@ static void print_table(const Report *r) {
     print_bytes("peak", r->peak_bytes, "");
     printf("host memory\n");
     print_bytes("peak", r->bytes.host, "pinned: what rests or is parked there");
-    print_bytes("checkpoints", checkpoint_bytes(r), "more: copies, while one is written");
+    print_bytes("checkpoints", saver_needs(r->model), "more: copies, while one is written");
     printf("files, mapped\n");
     print_bytes("base weights", r->mapped, "read block by block");
     printf("step      %.4g TFLOP, %.4g GB moved, %d steps in the plan, %d micro-steps\n",
