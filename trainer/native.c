@@ -5,6 +5,9 @@
 
 #include <stdlib.h>
 
+/* Of a pack: many times what any device holds. */
+enum { MAX_ROWS = 1 << 20 };
+
 static int64_t or_else(int64_t given, int64_t own) { return given ? given : own; }
 
 NativePack native_pack(const Config *c, const DitConfig *model) {
@@ -23,6 +26,15 @@ NativePack native_pack(const Config *c, const DitConfig *model) {
     Error e;
     if (!dit_check_sample(model, f, h, w, model->text_length, &e))
         config_die(c, "data.frames", "%s", e.text);
+    int64_t rows = dit_video_rows(model, f, h, w) + model->text_length;
+    if (rows > MAX_ROWS / c->train.batch)
+        config_die(
+            c, rows > MAX_ROWS ? "data.frames" : "train.batch",
+            "%lld frames of %lld x %lld pixels are %lld rows, and %lld such samples in a "
+            "pack are more than %d; expected fewer or smaller ones (train.accumulate adds up "
+            "gradients of several packs)",
+            (long long)n.frames, (long long)n.height, (long long)n.width, (long long)rows,
+            (long long)c->train.batch, MAX_ROWS);
     int64_t(*fhw)[3] = xcalloc((size_t)c->train.batch, sizeof *fhw);
     int64_t *text = xcalloc((size_t)c->train.batch, sizeof *text);
     for (int64_t b = 0; b < c->train.batch; b++) {

@@ -180,6 +180,11 @@ static int candidates(const Config *c, Training training, const Profile *profile
     return n;
 }
 
+/* Moves between the steps, where the same beside the steps has just been found to fit. */
+static bool is_slower(const MemoryChoice *m, const MemoryChoice *before) {
+    return before->fits && before->prefetch == PREFETCH_ON && m->prefetch == PREFETCH_OFF;
+}
+
 Planning planner_try(const Config *c, Training training, const Profile *profile, bool foreign,
                      int64_t available) {
     MemoryChoice list[MAX_CANDIDATES];
@@ -187,10 +192,10 @@ Planning planner_try(const Config *c, Training training, const Profile *profile,
     Planning p = {.tried = xcalloc((size_t)n, sizeof *p.tried),
                   .host_limit =
                       profile->host_bytes ? profile->host_bytes : available_bytes(0, NULL)};
-    while (p.n < n && !(p.n && is_best(&p.tried[0]))) {
-        p.tried[p.n] = try_one(c, list[p.n], training, profile, foreign, available, p.host_limit);
-        p.n++;
-    }
+    for (int i = 0; i < n && !(p.n && is_best(&p.tried[0])); i++)
+        if (!p.n || !is_slower(&list[i], &p.tried[p.n - 1]))
+            p.tried[p.n++] =
+                try_one(c, list[i], training, profile, foreign, available, p.host_limit);
     rank(&p);
     p.unlimited_seconds =
         is_best(&p.tried[0]) ? p.tried[0].seconds : unlimited(c, training, profile, foreign);

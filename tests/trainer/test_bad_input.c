@@ -493,6 +493,16 @@ static void test_plan_of_damaged_weights(void **state) {
     free(model);
 }
 
+/* More than any machine could even plan. */
+static void test_plan_of_too_much(void **state) {
+    (void)state;
+    use("2b");
+    char *model = xprintf("model.path=%s", at("m"));
+    REFUSED(RUN("plan", model, "plan.device=h200", "train.batch=65536"), EXIT_USER, "train.batch",
+            "65536 such samples in a pack are more than 1048576");
+    free(model);
+}
+
 /* ---- the disk ---------------------------------------------------------------------------------
  */
 
@@ -547,6 +557,7 @@ int main(void) {
         TEST(test_settings),      TEST(test_inputs),
         TEST(test_other_tensors), TEST(test_plan_of_damaged_weights),
         TEST(test_unreadable),    TEST(test_disk),
+        TEST(test_plan_of_too_much),
     };
     return cmocka_run_group_tests_name("bad input", tests, NULL, NULL);
 }
