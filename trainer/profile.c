@@ -91,7 +91,7 @@ int64_t available_bytes(int64_t budget, const Profile *profile) {
 enum { HOST_EDGE = 768, HOST_COPY = 1 << 24, GPU_EDGE = 8192, GPU_COPY = 1 << 29 };
 enum { HEADS = 4, HEAD = 64, TRIES = 3, DRAWN = 1 << 20 };
 /* Small copies: 2^SMALLEST bytes and more, and tries of each. */
-enum { SMALLEST = 12, PARTS = 8 };
+enum { SMALLEST = 12, PARTS = 20 };
 
 typedef struct {
     const Backend *k;
