@@ -71,12 +71,19 @@ static char *next_part(Cache *c) {
     return cache_part_name(c->part);
 }
 
+static bool has_index(const Cache *c) {
+    char *path = in_folder(c, "index.jsonl");
+    bool has = !access(path, F_OK);
+    free(path);
+    return has;
+}
+
 /* Removes temporaries and adopts whole parts that a killed writer left; forgets parts that someone
- * removed. */
+ * removed. A new folder is a cache at once, whatever becomes of its first writer. */
 static bool sweep(Cache *c, Error *e) {
     char **names;
     int n = cache_folder_parts(c->folder, &names);
-    bool ok = true, changed = cache_index_drop_missing(&c->index, c->folder);
+    bool ok = true, changed = cache_index_drop_missing(&c->index, c->folder) || !has_index(c);
     for (int i = 0; i < n; i++) {
         if (strstr(names[i], ".tmp")) {
             char *path = in_folder(c, names[i]);

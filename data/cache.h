@@ -83,4 +83,7 @@ void cache_key_text(CacheKey *k, const char *name, const char *value);
 void cache_key_number(CacheKey *k, const char *name, double value);
 /* The bytes of a whole file; false: *e says why it cannot be read. */
 bool cache_key_file(CacheKey *k, const char *path, Error *e);
+/* Of a file of any size, a few reads: how large it is, its first 64 KiB or safetensors header, and
+ * so many blocks of 16 KiB, spread evenly from there to its very end. */
+bool cache_key_sample(CacheKey *k, const char *path, int blocks, Error *e);
 void cache_key_close(CacheKey *k, char key[CACHE_KEY_CHARS]);

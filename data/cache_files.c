@@ -4,6 +4,7 @@
 
 #include "data/cache_index.h"
 #include "data/whole.h"
+#include "kernels/comm.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -19,6 +20,7 @@
 enum {
     SAID_BYTES = 1 << 30, /* files as large as this take a while, which is said */
     MAX_BYTES = 1 << 30,  /* of the memory */
+    SAMPLES = 256,        /* of a folder: some seconds on a disk that seeks */
 };
 static const int64_t SETTLED = 1000000000; /* ns */
 
@@ -144,7 +146,7 @@ static json_t *recall(const CacheFiles *f, const char *name, const json_t *state
 static bool digest_file(const char *path, const json_t *state, char digest[CACHE_KEY_CHARS],
                         Error *e) {
     int64_t bytes = json_integer_value(json_array_get(state, 2));
-    if (bytes >= SAID_BYTES)
+    if (bytes >= SAID_BYTES && !comm_world_rank())
         fprintf(stderr, "cogsmith: %s: taking the digest of %.1f GiB, which is remembered\n", path,
                 (double)bytes / (1 << 30));
     CacheKey *k = cache_key_open("bytes");
@@ -206,11 +208,36 @@ static int counts(const struct dirent *d) {
            (!strcmp(dot, ".safetensors") || !strcmp(dot, ".json") || !strcmp(dot, ".model"));
 }
 
+/* The files of a component; -1: *e says why there are none. */
+static int list_component(const char *folder, struct dirent ***names, Error *e) {
+    int n = scandir(folder, names, counts, alphasort);
+    if (n < 0) error_set(e, EXIT_USER, "%.900s: %s", folder, strerror(errno));
+    return n;
+}
+
+bool cache_files_sample_folder(const char *folder, char digest[CACHE_KEY_CHARS], Error *e) {
+    struct dirent **names;
+    int n = list_component(folder, &names, e);
+    if (n < 0) return false;
+    CacheKey *k = cache_key_open("samples of a folder");
+    bool ok = true;
+    for (int i = 0; i < n; i++) {
+        char *path = xprintf("%s/%s", folder, names[i]->d_name);
+        cache_key_text(k, "file", names[i]->d_name);
+        ok = ok && cache_key_sample(k, path, MAX(1, SAMPLES / n), e);
+        free(path);
+        free(names[i]);
+    }
+    free(names);
+    cache_key_close(k, digest);
+    return ok;
+}
+
 bool cache_files_digest_folder(CacheFiles *f, const char *folder, char digest[CACHE_KEY_CHARS],
                                Error *e) {
     struct dirent **names;
-    int n = scandir(folder, &names, counts, alphasort);
-    if (n < 0) return error_set(e, EXIT_USER, "%.900s: %s", folder, strerror(errno));
+    int n = list_component(folder, &names, e);
+    if (n < 0) return false;
     CacheKey *k = cache_key_open("folder");
     bool ok = true;
     for (int i = 0; i < n; i++) {

@@ -29,6 +29,9 @@ bool cache_files_digest(CacheFiles *f, const char *path, char digest[CACHE_KEY_C
  * folder. */
 bool cache_files_digest_folder(CacheFiles *f, const char *folder, char digest[CACHE_KEY_CHARS],
                                Error *e);
+/* The same from a few hundred reads, whatever the size, and nothing is remembered: each file's name
+ * and cache_key_sample. Other weights have another one, but for what no sample fell on. */
+bool cache_files_sample_folder(const char *folder, char digest[CACHE_KEY_CHARS], Error *e);
 /* video_probe of a file that is unchanged since its digest was taken is asked once. *reader is
  * opened when it is needed. Of the info, what decides about windows, and hdr, width and height. */
 bool cache_files_probe(CacheFiles *f, const char *path, VideoReader **reader, VideoInfo *info,

@@ -13,8 +13,9 @@
  *   recording  moves nothing and counts what it would send, for plans of any number of ranks
  *
  * What goes wrong between ranks ends the job: a rank that does not come to a collective within the
- * deadline is named, with the collective and its place in the order, and every rank exits (1). A
- * group may be a part of another: ranks are named by their number among all.
+ * deadline is named, with the collective and its place in the order, and every rank exits (1). One
+ * whose process ends is named at once (comm_roll.h). A group may be a part of another: ranks are
+ * named by their number among all.
  */
 #pragma once
 
@@ -50,14 +51,20 @@ struct Comm {
     void *own;        /* of the implementation */
 };
 
+/* What this program was started as, in 63 bytes ("cogsmith 1.2.3 train"), said before ranks meet:
+ * ranks that were started as different things are refused then. */
+void comm_program(const char *what);
+
 /* Which optimizer step collectives belong to from now on, for what is said when one goes wrong; 0:
  * none, as at first. */
 void comm_at_step(int64_t step);
 
 Comm *comm_self(void);
-/* The ranks that mpirun started, or one. timeout_s: the deadline of a collective. */
+/* The ranks that mpirun or srun started, or one. timeout_s: the deadline of a collective. */
 Comm *comm_world(double timeout_s);
-/* How many ranks mpirun started, known before they meet; 1: none. */
+/* Meets the other ranks where this one has not, for they would wait for it: before its end. */
+void comm_meet(double timeout_s);
+/* How many ranks were started, known before they meet; 1: none. */
 int comm_world_size(void);
 /* Which of them this one is. */
 int comm_world_rank(void);

@@ -6,6 +6,7 @@
  * order: the parts come by MPI_Ialltoall, piece by piece, and are added one rank after the other.
  */
 #define _DEFAULT_SOURCE
+#include "kernels/comm_roll.h"
 #include "kernels/comm_watch.h"
 
 #include <mpi.h>
@@ -42,6 +43,7 @@ typedef struct {
 NORETURN static void give_up(void) {
     fflush(stderr);
     alarm(ABORT_SECONDS);
+    roll_leave();
     MPI_Abort(MPI_COMM_WORLD, EXIT_WORLD);
     _exit(EXIT_WORLD);
 }
@@ -93,6 +95,7 @@ static void compare_headers(const Comm *c, const Ranks *r) {
 static double meet(Comm *c, CommKind kind, DType type, int64_t count) {
     Ranks *r = c->own;
     r->mine = (Header){++c->calls, kind, type, count};
+    came_to(&r->mine);
     if (!exchange(c, r, TAG_MEET, now_seconds() + r->talk.timeout_s)) name_missing(c, r);
     compare_headers(c, r);
     c->sent_bytes[kind] += (c->size - 1) * count * (int64_t)dtype_size(type);
@@ -169,7 +172,7 @@ static void mpi_all_to_all(Comm *c, Stream *s, DType type, int64_t count, const 
 static void start_failed(int signal) {
     static const char TEXT[] =
         "cogsmith: MPI did not start: a rank did not come in time. The job ends; look at the hosts "
-        "that it should have started on\n";
+        "that it should have started on, and whether all ranks are cogsmith of one version\n";
     (void)signal;
     if (write(STDERR_FILENO, TEXT, sizeof TEXT - 1) < 0) _exit(EXIT_WORLD);
     _exit(EXIT_WORLD);
@@ -230,7 +233,10 @@ static bool talk_receive(const Comm *c, int *from, Message *m) {
 static void mpi_close(Comm *c) {
     Ranks *r = c->own;
     if (r->group != MPI_COMM_WORLD) MPI_Comm_free(&r->group);
-    if (r->started) MPI_Finalize();
+    if (r->started) {
+        roll_close();
+        MPI_Finalize();
+    }
     free(r->sent);
     free(r->messages);
     free(r->theirs);
@@ -246,29 +252,67 @@ static bool launched(void) {
     return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
 }
 
-static int started(const char *name) {
-    const char *size = getenv(name);
-    return size ? MAX(1, atoi(size)) : 1;
-}
-
-int comm_local_rank(void) {
-    const char *rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
-    return rank ? atoi(rank) : 0;
+/* The number in the first of these variables that is set: mpirun's, or PMIx's, PMI's and Slurm's,
+ * for srun starts programs without an mpirun. */
+static int started(const char *const *names, int otherwise) {
+    for (; *names; names++)
+        if (getenv(*names)) return atoi(getenv(*names));
+    return otherwise;
 }
 
 int comm_world_rank(void) {
-    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
-    return rank ? atoi(rank) : 0;
+    static const char *const NAMES[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK",
+                                        "SLURM_PROCID", NULL};
+    return MAX(0, started(NAMES, 0));
 }
 
-int comm_world_size(void) { return started("OMPI_COMM_WORLD_SIZE"); }
+int comm_world_size(void) {
+    static const char *const NAMES[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS",
+                                        NULL};
+    return MAX(1, started(NAMES, 1));
+}
 
-int comm_local_size(void) { return started("OMPI_COMM_WORLD_LOCAL_SIZE"); }
+int comm_local_rank(void) {
+    static const char *const NAMES[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", NULL};
+    return MAX(0, started(NAMES, 0));
+}
+
+/* Slurm's ranks of each host, as "4(x2),3"; those of this one. */
+static int slurm_local_size(const char *counts, int host) {
+    for (const char *at = counts; *at;) {
+        char *end;
+        int ranks = (int)strtol(at, &end, 10), hosts = 1;
+        if (sscanf(end, "(x%d)", &hosts) != 1) hosts = 1;
+        host -= hosts;
+        if (host < 0) return ranks;
+        at = end + strcspn(end, ",");
+        at += *at == ',';
+    }
+    return 1;
+}
+
+int comm_local_size(void) {
+    const char *size = getenv("OMPI_COMM_WORLD_LOCAL_SIZE"), *host = getenv("SLURM_NODEID");
+    const char *counts = getenv("SLURM_STEP_TASKS_PER_NODE");
+    if (size) return MAX(1, atoi(size));
+    return counts && host ? MAX(1, slurm_local_size(counts, atoi(host))) : 1;
+}
+
+/* Else each of several processes would take itself for the only one. */
+static void check_joined(int size) {
+    if (size > 1 || comm_world_size() == 1) return;
+    die("%d ranks were started, but MPI does not join them: with Slurm, start them with `srun "
+        "--mpi=pmix` (see launch/slurm.sbatch), else with Open MPI's own mpirun",
+        comm_world_size());
+}
 
 static void start_mpi(double timeout_s) {
-    int given;
+    int given, size;
     guard(timeout_s);
-    MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &given); /* for `beside` */
+    MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &given); /* for `beside` and the roll */
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    check_joined(size);
+    roll_open(give_up);
     unguard();
 }
 
@@ -310,9 +354,18 @@ static Comm *mpi_neighbours(Comm *c, int size) {
 }
 
 Comm *comm_world(double timeout_s) {
-    if (!launched()) return comm_self();
+    if (!launched()) {
+        check_joined(1);
+        return comm_self();
+    }
     int ready;
     MPI_Initialized(&ready);
     if (!ready) start_mpi(timeout_s);
     return open_group(MPI_COMM_WORLD, 0, timeout_s, !ready);
+}
+
+void comm_meet(double timeout_s) {
+    int met;
+    MPI_Initialized(&met);
+    if (!met && comm_world_size() > 1) comm_close(comm_world(timeout_s));
 }

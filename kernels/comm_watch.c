@@ -29,6 +29,21 @@ static _Atomic int64_t step;
 
 void comm_at_step(int64_t now) { step = now; }
 
+static char program[64];
+
+void comm_program(const char *what) { snprintf(program, sizeof program, "%s", what); }
+
+const char *own_program(void) { return program; }
+
+static pthread_mutex_t latest_lock = PTHREAD_MUTEX_INITIALIZER;
+static Header latest_of_all;
+
+void came_to(const Header *h) {
+    pthread_mutex_lock(&latest_lock);
+    latest_of_all = *h;
+    pthread_mutex_unlock(&latest_lock);
+}
+
 /* ", in step 12," */
 static const char *in_step(char text[32]) {
     if (!step) return "";
@@ -60,6 +75,26 @@ void say_unfinished(int me, const Header *h, double timeout_s) {
             "cogsmith: rank %d: every rank is there, but %s number %lld%s did not end within %g s "
             "(ranks.timeout): the link is too slow or unsteady. The job ends\n",
             me, NAMES[h->kind], (long long)h->number, in_step(text), timeout_s);
+}
+
+/* What the ranks of a list do. */
+static const char *verb_of(const char *ranks, const char *one, const char *several) {
+    if (!*ranks) return "";
+    return strstr(ranks, ", rank ") ? several : one;
+}
+
+void say_gone(const char *gone, const char *silent, int me) {
+    char text[32], where[80] = "no collective yet";
+    pthread_mutex_lock(&latest_lock);
+    Header h = latest_of_all;
+    pthread_mutex_unlock(&latest_lock);
+    if (h.number)
+        snprintf(where, sizeof where, "%s number %lld", NAMES[h.kind], (long long)h.number);
+    fprintf(stderr,
+            "cogsmith: %s%s%s%s%s; rank %d%s had come to %s. The job ends; start it again to go on "
+            "from the last checkpoint\n",
+            gone, verb_of(gone, " is gone", " are gone"), *gone && *silent ? "; " : "", silent,
+            verb_of(silent, " does not answer", " do not answer"), me, in_step(text), where);
 }
 
 /* ---- the watch --------------------------------------------------------------------------------
@@ -342,6 +377,7 @@ Watch *watch_open(Comm *ranks, const Watched *what) {
 }
 
 int watch_begin(Watch *w, Header h) {
+    came_to(&h);
     pthread_mutex_lock(&w->lock);
     while (w->came - w->ended >= WATCH_SLOTS) {
         pthread_mutex_unlock(&w->lock);

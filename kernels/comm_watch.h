@@ -17,6 +17,13 @@ typedef struct {
 void say_missing(int rank, const Header *h, double timeout_s, int me);
 void say_apart(int me, const Header *mine, int other, const Header *theirs);
 void say_unfinished(int me, const Header *h, double timeout_s);
+/* gone, silent: which ranks' processes have ended, and which do not answer otherwise; "": none. */
+void say_gone(const char *gone, const char *silent, int me);
+
+/* This rank comes to a collective: the last one that say_gone tells of. */
+void came_to(const Header *h);
+/* See comm_program; "": it was not told. */
+const char *own_program(void);
 
 /* ---- messages beside the collectives ----------------------------------------------------------
  */

@@ -126,11 +126,13 @@ process_of_rank() { # RANK
 
 # ---- faults --------------------------------------------------------------------------------------
 
-# How the culprit is named: mpirun loses the host, or the other rank misses the answer.
+# How the culprit is named: mpirun loses the host, or the other rank misses the answer, or that of
+# the roll that it calls when mpirun tells it to end.
+told='rank 0, in step [0-9]*, had come to [a-z_]* number [0-9]*'
 declare -A names=(
     [link]='Remote daemon.* on node 10.9.0.3|rank 1 did not answer'
     [stop]='rank 1 did not answer in [a-z_]* number [0-9]*, in step [0-9]*, within 5 s'
-    [kill]='process rank 1 with PID [0-9]* on node .* exited on signal 9'
+    [kill]="rank 1 .process [0-9]* on b. does not answer; $told"
 )
 
 break_it() { # FAULT

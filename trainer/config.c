@@ -89,8 +89,9 @@ static bool complain_unknown(Error *e, const char *place, const char *path) {
     return complain(e, place, path, "no such key; `cogsmith VERB --help` lists the keys");
 }
 
-/* The choice that `got` stands for, of its own memory, or NULL. */
-static char *suggest_choice(const Key *key, const char *got) {
+/* The choice or size that `got` stands for, of its own memory, or NULL. */
+static char *suggest_value(const Key *key, const char *got) {
+    if (key->type == KEY_SIZE) return key_near_size(got);
     char *list = xstrdup(key->type == KEY_CHOICE ? key->choices : ""), *rest = list;
     const char *names[CHOICES];
     int n = 0;
@@ -105,7 +106,7 @@ static char *suggest_choice(const Key *key, const char *got) {
 }
 
 static bool complain_value(Error *e, const char *place, const Key *key, const char *got) {
-    char *expected = key_expected(key), *near = suggest_choice(key, got);
+    char *expected = key_expected(key), *near = suggest_value(key, got);
     if (near)
         complain(e, place, key->path, "expected %s, not '%.80s'; did you mean '%s'?", expected, got,
                  near);

@@ -47,6 +47,8 @@ bool key_is_list(const Key *key);
 
 /* What a value of the key looks like, of its own memory: "a whole number from 1 to 4096". */
 char *key_expected(const Key *key);
+/* The size that was probably meant, of its own memory ("8GiB" for "8 gigs"); NULL: none. */
+char *key_near_size(const char *text);
 
 /* Writes items[n] (n is 1 except for lists) into the key's field, freeing what was there. False,
  * with the field untouched, when they are not a value of the key. */

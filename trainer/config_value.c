@@ -70,6 +70,30 @@ static bool read_size(const char *text, int64_t *bytes) {
     return false;
 }
 
+/* Decimal digits with or without a point, and where they end; 0: there are none. */
+static double read_digits(const char *text, const char **end) {
+    size_t n = strspn(text, "0123456789.");
+    char number[24];
+    *end = text + n;
+    if (!n || n >= sizeof number) return 0;
+    memcpy(number, text, n);
+    number[n] = 0;
+    return strtod(number, NULL);
+}
+
+char *key_near_size(const char *text) {
+    const char *end;
+    double value = read_digits(text, &end);
+    const char *unit = end + strspn(end, " _-"), *letters = "tgmk";
+    const char *letter = *unit ? strchr(letters, *unit | 0x20) : NULL; /* in lower case */
+    if (value <= 0 || (!letter && *unit && (*unit | 0x20) != 'b')) return NULL;
+    size_t i = letter ? (size_t)(letter - letters) : COUNT(UNITS) - 1;
+    double bytes = value * (double)UNITS[i].bytes;
+    if (bytes >= 0x1p62) return NULL;
+    while (i < COUNT(UNITS) - 1 && fmod(bytes, (double)UNITS[i].bytes) != 0) i++;
+    return xprintf("%.0f%s", bytes / (double)UNITS[i].bytes, UNITS[i].unit);
+}
+
 static bool read_bool(const char *text, bool *value) {
     *value = !strcmp(text, "true");
     return *value || !strcmp(text, "false");
@@ -337,7 +361,7 @@ char *key_expected(const Key *key) {
         fputs("a path", out);
         break;
     case KEY_SIZE:
-        fputs("bytes, with or without a unit (8GiB, 512MiB)", out);
+        fputs("a whole number of bytes, or with a unit KiB, MiB, GiB or TiB (8GiB)", out);
         break;
     case KEY_BOOL:
         fputs("true or false", out);

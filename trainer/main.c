@@ -3,6 +3,7 @@
 #include "data/nearest.h"
 #include "kernels/comm.h"
 #include "trainer/cli.h"
+#include "trainer/same.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -149,7 +150,9 @@ static int run_verb(const Verb *verb, int n, char **args) {
             (int)strcspn(verb->operands, "."), verb->operands, verb->name);
     call.json = options & OPTION_JSON;
     call.verify = options & OPTION_VERIFY;
+    ranks_program(verb->name);
     int code = verb->run(&call);
+    comm_meet(config->ranks.timeout);
     free(files);
     config_free(config);
     return code;

@@ -81,17 +81,21 @@ static char *list_keys(const Config *config) {
     return text;
 }
 
-void ranks_agree_to_start(Comm *c, const Config *config) {
-    if (c->size == 1) return;
+void ranks_program(const char *verb) {
     char digest[CACHE_KEY_CHARS];
     Error e;
+    if (comm_world_size() == 1) return;
     CacheKey *key = cache_key_open("program");
     if (!cache_key_file(key, "/proc/self/exe", &e)) die_error(&e);
     cache_key_close(key, digest);
-    char *program = xprintf("version " COGSMITH_VERSION ", digest %s", digest);
+    char *text = xprintf("cogsmith " COGSMITH_VERSION " (digest %.12s) %s", digest, verb);
+    comm_program(text);
+    free(text);
+}
+
+void ranks_agree_to_start(Comm *c, const Config *config) {
+    if (c->size == 1) return;
     char *keys = list_keys(config);
-    ranks_agree(c, "program", program);
     ranks_agree(c, "configuration", keys);
-    free(program);
     free(keys);
 }

@@ -1,9 +1,10 @@
 /* The cache: what is read is what was added; a killed writer costs the open part at most; damage of
  * any kind is an error and never a wrong value; one writer at a time. */
 #define _GNU_SOURCE
-#include "data/cache.h"
+#include "data/cache_files.h"
 #include "kernels/kernels.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -213,6 +214,16 @@ static void test_one_writer(void **state) {
     close_cache(c);
 }
 
+/* A writer that came to nothing leaves a cache of nothing. */
+static void test_nothing_added(void **state) {
+    (void)state;
+    close_cache(open_cache(true));
+    char *path = xprintf("%s/index.jsonl", folder);
+    assert_int_equal(access(path, F_OK), 0);
+    free(path);
+    expect_latents(0);
+}
+
 /* A disk that takes no more: an error, and what was there stays readable. */
 static void test_full_disk(void **state) {
     (void)state;
@@ -232,6 +243,100 @@ static void test_full_disk(void **state) {
     expect_latents(2);
 }
 
+/* ---- samples of large files -------------------------------------------------------------------
+ */
+
+static const int64_t LARGE = (int64_t)20 << 30, UNSEEN = 100000;
+
+/* A component whose one file has `bytes` bytes, all zero but for a header and the byte at `at`. */
+static void make_large(int64_t bytes, const char *header, int64_t at) {
+    char path[100], length[8] = {(char)strlen(header)};
+    snprintf(path, sizeof path, "%s/a.safetensors", folder);
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    assert_true(fd >= 0 && !ftruncate(fd, bytes));
+    assert_true(pwrite(fd, length, sizeof length, 0) == sizeof length);
+    assert_true(pwrite(fd, header, strlen(header), sizeof length) > 0);
+    assert_true(pwrite(fd, "x", 1, at) == 1);
+    close(fd);
+}
+
+static const char *sampled(void) {
+    static char digest[2][CACHE_KEY_CHARS];
+    static int next;
+    Error e;
+    next = !next;
+    if (!cache_files_sample_folder(folder, digest[next], &e)) fail_msg("%s", e.text);
+    return digest[next];
+}
+
+static int64_t bytes_read(void) {
+    long long n = 0;
+    FILE *in = fopen("/proc/self/io", "r");
+    assert_true(in && fscanf(in, "rchar: %lld", &n) == 1);
+    fclose(in);
+    return n;
+}
+
+/* 20 GiB are looked at in a few megabytes; what any sample falls on is seen. */
+static void test_sampled_folder(void **state) {
+    (void)state;
+    static const char HEADER[] = "{\"w\":{\"dtype\":\"F32\"}}";
+    char first[CACHE_KEY_CHARS];
+    make_large(LARGE, HEADER, UNSEEN);
+    int64_t before = bytes_read();
+    strcpy(first, sampled());
+    assert_true(bytes_read() - before < 8 << 20);
+    assert_string_equal(first, sampled());
+    make_large(LARGE, "{\"w\":{\"dtype\":\"F16\"}}", UNSEEN); /* another header */
+    assert_string_not_equal(first, sampled());
+    make_large(LARGE, HEADER, LARGE - 1); /* another end */
+    assert_string_not_equal(first, sampled());
+    make_large(LARGE, HEADER, (LARGE - (1 << 14)) / 256 * 128 + 5000); /* another middle */
+    assert_string_not_equal(first, sampled());
+    make_large(LARGE + 1, HEADER, UNSEEN); /* another size */
+    assert_string_not_equal(first, sampled());
+    make_large(LARGE, HEADER, UNSEEN);
+    assert_string_equal(first, sampled());
+    shell("cd %s && mv a.safetensors b.safetensors", folder); /* another name */
+    assert_string_not_equal(first, sampled());
+}
+
+/* ---- digests of large files -------------------------------------------------------------------
+ */
+
+/* What taking the digest of a file says on this rank, of the caller's own. */
+static char *said_by_rank(const char *rank, const char *path) {
+    char digest[CACHE_KEY_CHARS], *said = xcalloc(1000, 1);
+    FILE *err = tmpfile();
+    int before = dup(STDERR_FILENO);
+    Error e;
+    CacheFiles *files = cache_files_open(folder);
+    setenv("OMPI_COMM_WORLD_RANK", rank, 1);
+    assert_true(err && dup2(fileno(err), STDERR_FILENO) >= 0);
+    bool ok = cache_files_digest(files, path, digest, &e);
+    dup2(before, STDERR_FILENO);
+    close(before);
+    unsetenv("OMPI_COMM_WORLD_RANK");
+    if (!ok) fail_msg("%s", e.text);
+    rewind(err);
+    said[fread(said, 1, 999, err)] = 0;
+    fclose(err);
+    cache_files_close(files);
+    return said;
+}
+
+static void test_the_first_rank_speaks(void **state) {
+    (void)state;
+    char *path = xprintf("%s/a.safetensors", folder);
+    make_large(1 << 30, "{}", 1000);
+    char *first = said_by_rank("0", path), *second = said_by_rank("1", path);
+    assert_non_null(strstr(first, "taking the digest of 1.0 GiB"));
+    assert_string_equal(second, "");
+    free(first);
+    free(second);
+    free(path);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),
@@ -240,6 +345,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
         cmocka_unit_test_setup_teardown(test_one_writer, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_disk, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_sampled_folder, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_the_first_rank_speaks, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_nothing_added, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

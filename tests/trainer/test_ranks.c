@@ -163,31 +163,68 @@ static void expect_stderr(const char *text) {
     free(said);
 }
 
+/* So many lines of what was said hold the text. */
+static void expect_lines(const char *text, int n) {
+    char *path = at("stderr"), *said = text_of(path);
+    int found = 0;
+    for (char *rest = said, *line; (line = strsep(&rest, "\n"));)
+        found += strstr(line, text) != NULL;
+    if (found != n) {
+        free(said);
+        said = text_of(path);
+        fail_msg("%d lines with '%s', not %d, in:\n%s", found, text, n, said);
+    }
+    free(path);
+    free(said);
+}
+
 static void test_batch_that_cannot_be_cut(void **state) {
     (void)state;
     assert_int_not_equal(probe(5, "uncut", "method=full"), 0);
     expect_stderr("24 samples cannot be cut into 1 micro-steps of 5 ranks");
 }
 
-/* Rank 1 stops for good in the middle of the run: the others say its name within the deadline. */
-static void test_hung_rank(void **state) {
-    (void)state;
+/* mpirun -n 3 cogsmith probe: rank 1 gets a signal in the middle of the run, from which on it takes
+ * part in nothing. Returns the exit code; *took, in seconds. */
+static int probe_with_signal(const char *signal, const char *settings, double *took) {
     char *model = golden_path("5b");
     char *line = xprintf(
         "%s -n 3 bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then "
-        "(until grep -q diffusion_pytorch /proc/$$/maps; do sleep 0.02; done; kill -STOP $$)& fi; "
+        "(until grep -q diffusion_pytorch /proc/$$/maps; do sleep 0.02; done; kill -%s $$)& fi; "
         "exec \"$COGSMITH\" probe model.path=%s probe.inputs=%s/inputs.safetensors "
-        "probe.out=%s/hung method=full ranks.timeout=2 train.accumulate=4 %s' >/dev/null "
-        "2>%s/stderr",
-        MPIRUN, model, folder, folder, "train.learning_rate=1e-3", folder);
+        "probe.out=%s/signal method=full train.accumulate=4 train.learning_rate=1e-3 %s' "
+        ">/dev/null 2>%s/stderr",
+        MPIRUN, signal, model, folder, folder, settings, folder);
     double start = now_seconds();
     int status = shell(line);
-    double took = now_seconds() - start;
-    assert_int_not_equal(status, 0);
-    expect_stderr("rank 1 did not answer in");
-    assert_true(took < 15);
+    *took = now_seconds() - start;
     free(model);
     free(line);
+    return status;
+}
+
+/* The others say its name within the deadline. */
+static void test_hung_rank(void **state) {
+    (void)state;
+    double took;
+    assert_int_not_equal(probe_with_signal("STOP", "ranks.timeout=2", &took), 0);
+    expect_stderr("rank 1 did not answer in");
+    expect_lines("is gone", 0);
+    assert_true(took < 15);
+}
+
+/* One of the others says its name at once, in one line for the job, and at which collective that
+ * was. */
+static void test_dead_rank(void **state) {
+    (void)state;
+    double took;
+    assert_int_equal(probe_with_signal("KILL", "", &took), 128 + SIGKILL);
+    expect_stderr("cogsmith: rank 1 (process ");
+    expect_stderr(" is gone; rank 0");
+    expect_stderr(" had come to ");
+    expect_stderr(" number ");
+    expect_lines("cogsmith: ", 1);
+    assert_true(took < 15);
 }
 
 /* Rank 1 stops before it has come to the others: nobody can ask it for its name, but all end. */
@@ -210,9 +247,13 @@ static void test_rank_that_never_starts(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rank_that_never_starts),   cmocka_unit_test(test_full),
-        cmocka_unit_test(test_lora_with_accumulation),   cmocka_unit_test(test_sharded_base),
-        cmocka_unit_test(test_batch_that_cannot_be_cut), cmocka_unit_test(test_hung_rank),
+        cmocka_unit_test(test_rank_that_never_starts),
+        cmocka_unit_test(test_full),
+        cmocka_unit_test(test_lora_with_accumulation),
+        cmocka_unit_test(test_sharded_base),
+        cmocka_unit_test(test_batch_that_cannot_be_cut),
+        cmocka_unit_test(test_hung_rank),
+        cmocka_unit_test(test_dead_rank),
     };
     return cmocka_run_group_tests(tests, make_inputs, remove_folder);
 }

@@ -231,7 +231,7 @@ static void one_rank_speaks_for_all(void **state) {
                      EXIT_WORLD);
     char *text = said(), *line = strstr(text, "step 2: the loss is not finite");
     if (!line || strstr(line + 20, "the loss is not finite")) fail_msg("said: %s", text);
-    assert_parts(text, (const char *const[]){"the tensor \"", ".mp4 at timestep",
+    assert_parts(text, (const char *const[]){"the tensor \"", ".mp4 (window ", " at timestep",
                                              "the state after step 1 is kept", NULL});
     CHECKPOINTS("loss", 0, 1);
     free(text);
@@ -256,6 +256,23 @@ static void one_rank_stops_all(void **state) {
     free(what);
 }
 
+/* SIGTERM for every rank, as a scheduler sends it, is a request to stop, and nobody is missed. */
+static void all_ranks_are_told_to_end(void **state) {
+    (void)state;
+    char *what = xprintf("bash -c '(until [ -s %s/told/metrics.jsonl ]; do sleep 0.01; done; "
+                         "kill -TERM $$)& "
+                         "exec \"$COGSMITH\" train %s/t.yaml train.out=%s/told train.steps=20000'",
+                         train_folder, train_folder, train_folder);
+    int status = run_world(3, what, "");
+    char *text = said();
+    if (status != EXIT_STOPPED) fail_msg("exit code %d: %s", status, text);
+    assert_parts(text, (const char *const[]){"stopped after step", NULL});
+    if (strstr(text, "does not answer") || strstr(text, "is gone")) fail_msg("said: %s", text);
+    CHECKPOINTS("told", 0, steps_so_far("told"));
+    free(text);
+    free(what);
+}
+
 /* Each rank has a model of its own under one path; rank 1's differs in one number. */
 static void ranks_of_other_weights(void **state) {
     (void)state;
@@ -274,6 +291,21 @@ static void ranks_of_other_weights(void **state) {
     free(text);
     free(what);
     free(line);
+}
+
+/* Several ranks train while another process may write the cache: its lock is not theirs. */
+static void ranks_leave_the_lock_alone(void **state) {
+    (void)state;
+    char *lock = xprintf("%s/data/.cogsmith-cache/lock", train_folder), *before = text_of(lock);
+    char *what = xprintf("'%s' train %s/t.yaml train.out=%s/beside train.steps=1",
+                         getenv("COGSMITH"), train_folder, train_folder);
+    if (run_world(2, what, "")) fail_msg("%s", said());
+    char *after = text_of(lock);
+    assert_string_equal(before, after);
+    free(lock);
+    free(before);
+    free(after);
+    free(what);
 }
 
 /* One line of cogsmith's, with this in it; the ranks end with 2. */
@@ -295,14 +327,17 @@ static void mistakes_are_told_once(void **state) {
                 getenv("COGSMITH"), train_folder);
     expect_told_once(3, what, "lora.rankk=4", "cogsmith: command line: 'lora.rankk=4'");
     expect_told_once(3, what, "memory.budget=39MiB", "the least possible is ");
-    expect_told_once(7, what, "", "6 samples are fewer than the 7 ranks that take one each");
+    expect_told_once(7, what, "train.batch=2 train.accumulate=2",
+                     "data.path: 24 samples are fewer than the 28 that one step takes: train.batch "
+                     "2 x train.accumulate 2 x 7 ranks. Give more clips");
     expect_told_once(3, one, "", "cogsmith: rank 1: command line: 'lora.rank=x4'");
     free(what);
     free(one);
 }
 
-/* As many clips as the largest world has ranks. */
+/* 24 samples: two steps of one epoch. */
 static int setup(void **state) {
+    train_windows = 4;
     train_setup(state);
     clip_make(in_train("data"), "f", "yuvtestsrc", 1);
     pause_seconds(1.1);
@@ -313,7 +348,8 @@ static int setup(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_run_over_many_worlds), cmocka_unit_test(one_rank_speaks_for_all),
-        cmocka_unit_test(one_rank_stops_all), cmocka_unit_test(ranks_of_other_weights),
+        cmocka_unit_test(one_rank_stops_all),       cmocka_unit_test(all_ranks_are_told_to_end),
+        cmocka_unit_test(ranks_of_other_weights),   cmocka_unit_test(ranks_leave_the_lock_alone),
         cmocka_unit_test(mistakes_are_told_once)};
     if (argc > 3) return save_again(argv + 1);
     self = realpath("/proc/self/exe", NULL);

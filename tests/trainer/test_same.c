@@ -21,6 +21,7 @@ static int worker(char **args) {
     Error e;
     for (char **setting = args + 1; *setting; setting++)
         if (!config_assign(config, *setting, &e)) die_error(&e);
+    ranks_program(getenv("AS") ? getenv("AS") : "test");
     Comm *c = comm_world(20);
     ranks_agree_to_start(c, config);
     ranks_agree(c, "set of samples", args[0]);
@@ -95,10 +96,53 @@ static void another_program(void **state) {
     char *command = xprintf("cp %s %s && printf x >>%s", self, other, other);
     assert_int_equal(system(command), 0);
     char *line = xprintf("-n 1 %s clips : -n 2 %s clips", self, other);
-    REFUSES(line, "rank 1 was started with another program than rank 0", COGSMITH_VERSION);
+    REFUSES(line, "rank 1 on ", " was started as `cogsmith " COGSMITH_VERSION " (digest ",
+            ") test`, and rank 0 on ", "all ranks need the same program and verb");
     free(line);
     free(command);
     free(other);
+}
+
+static void another_verb(void **state) {
+    (void)state;
+    char *line = xprintf("-n 2 %s clips : -n 1 env AS=prepare %s clips", self, self);
+    REFUSES(line, "rank 2 on ", ") prepare`, and rank 0 on ", ") test`: all ranks need the same");
+    free(line);
+}
+
+/* One of the program's verbs that meets nobody meets the others before it ends. */
+static void a_verb_that_needs_no_ranks(void **state) {
+    (void)state;
+    char *line = xprintf("-n 1 %s clips : -n 1 $COGSMITH inspect configs/tiny/model", self);
+    REFUSES(line, "rank 1 on ", ") inspect`, and rank 0 on ");
+    free(line);
+}
+
+/* Without an mpirun: what srun tells its processes. */
+static void ranks_of_srun(void **state) {
+    (void)state;
+    static const char *const SET[][2] = {{"SLURM_PROCID", "3"},
+                                         {"SLURM_LOCALID", "1"},
+                                         {"SLURM_NODEID", "2"},
+                                         {"SLURM_STEP_NUM_TASKS", "5"},
+                                         {"SLURM_STEP_TASKS_PER_NODE", "1(x2),3"}};
+    assert_true(comm_world_rank() == 0 && comm_world_size() == 1);
+    assert_true(comm_local_rank() == 0 && comm_local_size() == 1);
+    for (size_t i = 0; i < COUNT(SET); i++) setenv(SET[i][0], SET[i][1], 1);
+    assert_true(comm_world_rank() == 3 && comm_world_size() == 5);
+    assert_true(comm_local_rank() == 1 && comm_local_size() == 3);
+    setenv("SLURM_NODEID", "1", 1);
+    assert_int_equal(comm_local_size(), 1);
+    setenv("PMI_RANK", "2", 1);
+    assert_int_equal(comm_world_rank(), 2);
+    setenv("PMIX_RANK", "4", 1);
+    assert_int_equal(comm_world_rank(), 4);
+    unsetenv("PMIX_RANK");
+    unsetenv("PMI_RANK");
+    const Run *r = RUN("train", "model.path=/none", "data.path=/none");
+    REFUSED(r, EXIT_USER, "rank 3: 5 ranks were started, but MPI does not join them",
+            "srun --mpi=pmix");
+    for (size_t i = 0; i < COUNT(SET); i++) unsetenv(SET[i][0]);
 }
 
 static void other_data(void **state) {
@@ -117,6 +161,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_setting_that_is_missing),
         cmocka_unit_test(another_program),
         cmocka_unit_test(other_data),
+        cmocka_unit_test(another_verb),
+        cmocka_unit_test(a_verb_that_needs_no_ranks),
+        cmocka_unit_test(ranks_of_srun),
     };
     if (argc > 1) return worker(argv + 1);
     folder = scratch_make();

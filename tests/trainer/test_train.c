@@ -15,6 +15,7 @@ static char *data_setting; /* of the clips that the tiny model's runs take */
  */
 
 static int setup(void **state) {
+    train_windows = 2;
     train_setup(state);
     clips_run(train_folder, "mkdir style");
     for (int i = 0; i < 6; i++) {
@@ -117,12 +118,15 @@ static double unaccounted(const char *out) {
     return median;
 }
 
-/* A step of more samples than there are is told. */
-static void a_step_may_take_more_than_there_is(void **state) {
+static void a_step_takes_no_more_than_there_is(void **state) {
     (void)state;
-    const Run *r = TRAIN("more", "train.steps=1", "train.batch=7");
-    train_expect(r, 0);
-    assert_parts(r->err, (const char *const[]){"fewer than the 7 of a step", NULL});
+    REFUSED(TRAIN("more", "train.steps=1", "train.batch=11"), EXIT_USER,
+            "data.path: 10 samples are fewer than the 11 that one step takes: train.batch 11 x "
+            "train.accumulate 1 x 1 ranks",
+            "Give more clips");
+    REFUSED(TRAIN("more", "train.batch=2", "train.accumulate=5", "data.holdout=1"), EXIT_USER,
+            "8 samples are fewer than the 10");
+    train_expect(TRAIN("more", "train.steps=1", "train.batch=2", "train.accumulate=5"), 0);
 }
 
 /* What a checkpoint keeps a step waiting, at the least: the first one touches its memory first. */
@@ -231,7 +235,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_lora_learns),
         cmocka_unit_test(all_weights_learn),
-        cmocka_unit_test(a_step_may_take_more_than_there_is),
+        cmocka_unit_test(a_step_takes_no_more_than_there_is),
         cmocka_unit_test(a_step_does_little_else),
         cmocka_unit_test(every_step_is_recorded),
         cmocka_unit_test(looking_changes_nothing),

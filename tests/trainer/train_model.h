@@ -11,7 +11,8 @@
 #include <signal.h>
 #include <time.h>
 
-static char *train_folder; /* of the group: model/, data/, t.yaml, and the runs */
+static int train_windows = 1; /* of each of five clips, four at the most */
+static char *train_folder;    /* of the group: model/, data/, t.yaml, and the runs */
 
 /* "train_folder/name", in memory that the next eight calls leave alone. */
 static inline const char *in_train(const char *name) {
@@ -75,7 +76,7 @@ static inline void pause_seconds(double seconds) {
     nanosleep(&wait, NULL);
 }
 
-/* The folder with everything prepared: five clips of 5 frames of 32 x 48, batches of 1. */
+/* The folder with everything prepared: five clips, samples of 5 frames of 32 x 48, batches of 1. */
 static inline int train_setup(void **state) {
     (void)state;
     static const char *const CLIPS[] = {"testsrc2", "mandelbrot", "rgbtestsrc", "testsrc",
@@ -88,8 +89,8 @@ static inline int train_setup(void **state) {
     for (int i = 0; i < (int)COUNT(CLIPS); i++)
         clip_make(in_train("data"), (char[]){(char)('a' + i), 0}, CLIPS[i], 1);
     char *text = xprintf("model:\n  path: %s/model\nlora:\n  rank: 4\ndata:\n  path: %s/data\n"
-                         "train:\n  learning_rate: 1e-3\n  warmup_steps: 0\n",
-                         train_folder, train_folder);
+                         "  windows: %d\ntrain:\n  learning_rate: 1e-3\n  warmup_steps: 0\n",
+                         train_folder, train_folder, train_windows);
     write_text(in_train("t.yaml"), text);
     free(text);
     pause_seconds(1.1); /* clips that are older than that are not looked at again */
