@@ -63,7 +63,7 @@ typedef struct {
     bool host;            /* what rests here does so in host memory: HOME_HOST, or shards of it */
     Range grads, moments; /* trained: which elements `grad`, and `m` and `v`, hold */
     real *grad, *m, *v;   /* the accumulated gradient and Adam's moments */
-    Update update;        /* that waits, where `owed` */
+    Update update;        /* that waits, where `owed`; read and settled by calls of the host */
     bool owed;
 } Bucket;
 

@@ -28,29 +28,35 @@ static void share_masters(const ParamSet *p, const Bucket *b, Stream *s) {
 
 bool bucket_waits(const Bucket *b) { return b->host && b->rests.count == b->moments.count; }
 
-typedef struct {
-    const Bucket *bucket;
-    Update update;
-} Owed;
-
+/* What is owed is looked up when the stream has come so far: a step that was captured does it
+ * whenever it is replayed. */
 static void step_on_host(const void *args) {
-    const Owed *o = args;
-    step_all(&BACKEND_CPU, NULL, o->bucket, &o->update);
+    Bucket *b = *(Bucket *const *)args;
+    if (b->owed) step_all(&BACKEND_CPU, NULL, b, &b->update);
+    b->owed = false;
 }
 
 void bucket_settle(const ParamSet *p, int bucket, Memory *m, Stream *s) {
     Bucket *b = &p->bucket[bucket];
-    if (!b->owed) return;
-    b->owed = false;
-    m->k->host_call(s, step_on_host, &(Owed){b, b->update}, sizeof(Owed));
+    if (bucket_waits(b)) m->k->host_call(s, step_on_host, &b, sizeof b);
+}
+
+/* Once no step that is under way looks any more. */
+static void owe(ParamSet *p, int bucket, const Update *u, Memory *m, Stream *s) {
+    Bucket *b = &p->bucket[bucket];
+    m->k->stream_sync(s);
+    if (b->owed) {
+        bucket_settle(p, bucket, m, s);
+        m->k->stream_sync(s);
+    }
+    b->update = *u;
+    b->owed = true;
 }
 
 void bucket_update(ParamSet *p, int bucket, const Update *u, Memory *m, Stream *s) {
     Bucket *b = &p->bucket[bucket];
-    bucket_settle(p, bucket, m, s);
     if (bucket_waits(b)) {
-        b->update = *u;
-        b->owed = true;
+        owe(p, bucket, u, m, s);
         return;
     }
     step_all(b->host ? &BACKEND_CPU : m->k, b->host ? NULL : s, b, u);

@@ -26,23 +26,6 @@ static void bind(Run *r) {
     }
 }
 
-/* Whether a step does the same each time but for what lies in the device's memory, and in host
- * memory that steps copy in the stream's order: it reads no files, adds nothing on the host and
- * meets no other ranks. */
-static bool step_repeats(const Graph *g, const Step *s) {
-    if (s->phase == GATHER) return g->params->bucket[s->bucket].home == HOME_DEVICE;
-    if (s->phase == REDUCE)
-        return !g->params->bucket[s->bucket].host && params_world(g->params) == 1;
-    return true;
-}
-
-static bool plan_repeats(const Plan *p) {
-    const Graph *g = p->graph;
-    bool repeats = !g->sequence || g->sequence->size == 1;
-    for (int i = 0; repeats && i < p->n_steps; i++) repeats = step_repeats(g, &p->steps[i]);
-    return repeats;
-}
-
 Run *run_open(Plan *p, Memory *m, Stream *s, void *arena) {
     Run *r = xcalloc(1, sizeof *r);
     *r = (Run){.plan = p, .memory = m, .stream = s, .arena = arena, .owns_arena = !arena};

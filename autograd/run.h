@@ -52,5 +52,5 @@ typedef struct {
 } RunArgs;
 
 /* The second run is captured where the device can do that, and later ones are replayed: a run may
- * differ from another in the contents of device memory alone. */
+ * differ from another in the contents of memory alone. */
 void run_plan(Run *r, const RunArgs *args);

@@ -39,6 +39,7 @@ static DnnShape lse_shape(const AttentionPart *p) {
     DnnShape s = shape_of(p->heads, p->rows, 1);
     s.stride[0] = p->heads * p->lse_stride;
     s.stride[1] = p->lse_stride;
+    s.alignment = p->lse_alignment;
     return s;
 }
 
@@ -110,7 +111,8 @@ static DnnGraph *backward_graph(const AttentionPart *p) {
                          : i == ATTENTION_DQ_SUM ? shape_of(p->heads, p->rows, p->size)
                                                  : rows;
         bool wide = number || i == ATTENTION_LSE || i == ATTENTION_SUM || i == ATTENTION_DQ_SUM;
-        x[i] = dnn_tensor(g, wide ? DT_F32 : p->t, number ? DNN_SCALAR : DNN_STORED, shape);
+        DnnPlace place = number ? DNN_SCALAR : i == ATTENTION_DQ_SUM ? DNN_BLOCKS : DNN_STORED;
+        x[i] = dnn_tensor(g, wide ? DT_F32 : p->t, place, shape);
     }
     int product = dnn_tensor(g, DT_F32, DNN_VIRTUAL, shape_of(p->heads, p->rows, p->size));
     int sum = dnn_tensor(g, DT_F32, DNN_VIRTUAL, row);
@@ -131,12 +133,12 @@ DnnGraph *attention_graph(const AttentionPart *p) {
 static DnnGraph *graph_of(const void *part) { return attention_graph(part); }
 
 void attention_key(const AttentionPart *p, char key[DNN_KEY]) {
-    snprintf(key, DNN_KEY, "attention%s-%s-%lldx%lldx%lld-%lld-%lld",
+    snprintf(key, DNN_KEY, "attention%s-%s-%lldx%lldx%lld-%lld-%lld-%lld",
              !p->backward       ? ""
              : p->deterministic ? "_grad_repeats"
                                 : "_grad",
              dtype_name(p->t), (long long)p->heads, (long long)p->rows, (long long)p->size,
-             (long long)p->row_stride, (long long)p->lse_stride);
+             (long long)p->row_stride, (long long)p->lse_stride, (long long)p->lse_alignment);
 }
 
 static const DnnPlan *plan_of(Stream *s, const AttentionPart *p) {
@@ -158,6 +160,13 @@ static void check_attention(const Stream *s, const Attention *a, bool backward) 
           s->workspace_bytes);
 }
 
+/* As graphs are told: heads are whole packs. */
+static void check_addresses(int n, void *const *data) {
+    for (int i = 0; i < n; i++)
+        CHECK(i == ATTENTION_LSE || i == ATTENTION_SCALE || (uintptr_t)data[i] % 16 == 0,
+              "attention: operand %d is not aligned to 16 bytes", i);
+}
+
 static void *at(const void *matrix, int64_t elements, DType t) {
     return (char *)matrix + elements * (int64_t)dtype_size(t);
 }
@@ -174,6 +183,11 @@ static void place_forward(const Attention *a, int64_t first, int64_t head, const
     data[ATTENTION_SCALE] = scale;
 }
 
+static int64_t lse_alignment(void *const *data) {
+    uintptr_t bits = (uintptr_t)data[ATTENTION_LSE] | 16;
+    return (int64_t)(bits & -bits);
+}
+
 void cuda_attention(Stream *s, const Attention *a, void *out, real *lse) {
     real scale = a->scale;
     check_attention(s, a, false);
@@ -187,6 +201,8 @@ void cuda_attention(Stream *s, const Attention *a, void *out, real *lse) {
         }
         AttentionPart p = attention_part(a, rows, false);
         place_forward(a, first, 0, out, lse, &scale, data);
+        p.lse_alignment = lse_alignment(data);
+        check_addresses(ATTENTION_FORWARD, data);
         dnn_plan_run(plan_of(s, &p), cuda_dnn(s), ATTENTION_FORWARD, data, s->workspace);
     }
 }
@@ -220,10 +236,12 @@ void cuda_attention_grad(Stream *s, const Attention *a, const void *out, const r
             int64_t offset = (first * a->heads + head) * a->head_size;
             p.heads = MIN(p.heads, a->heads - head);
             place_forward(a, first, head, out, lse, &scale, data);
+            p.lse_alignment = lse_alignment(data);
             data[ATTENTION_DOUT] = at(dout, offset, a->t);
             data[ATTENTION_DQ] = at(dq, offset, a->t);
             data[ATTENTION_DK] = at(dk, offset, a->t);
             data[ATTENTION_DV] = at(dv, offset, a->t);
+            check_addresses(ATTENTION_SUM, data);
             run_grad(s, &p, data);
         }
     }

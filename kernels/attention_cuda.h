@@ -16,6 +16,7 @@ typedef struct {
     int64_t rows, heads, size; /* L of the segment; N of the slice; E */
     int64_t row_stride;        /* elements from one row of q, k, v, out to the next */
     int64_t lse_stride;        /* elements from one head of lse to the next */
+    int64_t lse_alignment;     /* bytes: 16, 8 or 4, as rows before it and heads come out */
     bool backward, deterministic;
 } AttentionPart;
 

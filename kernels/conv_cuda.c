@@ -12,15 +12,21 @@
 static DnnShape frames_shape(bool time, int64_t frames, int64_t height, int64_t width,
                              int64_t channels) {
     int64_t line = width * channels, frame = height * line;
-    if (!time) return (DnnShape){4, {frames, channels, height, width}, {frame, 1, line, channels}};
-    return (DnnShape){
-        5, {1, channels, frames, height, width}, {frames * frame, 1, frame, line, channels}};
+    if (!time)
+        return (DnnShape){.rank = 4,
+                          .dim = {frames, channels, height, width},
+                          .stride = {frame, 1, line, channels}};
+    return (DnnShape){.rank = 5,
+                      .dim = {1, channels, frames, height, width},
+                      .stride = {frames * frame, 1, frame, line, channels}};
 }
 
 static DnnShape weights_shape(const ConvPart *p) {
     int64_t i = p->in;
-    if (p->kt == 1) return (DnnShape){4, {p->out, i, 3, 3}, {9 * i, 1, 3 * i, i}};
-    return (DnnShape){5, {p->out, i, 3, 3, 3}, {27 * i, 1, 9 * i, 3 * i, i}};
+    if (p->kt == 1)
+        return (DnnShape){.rank = 4, .dim = {p->out, i, 3, 3}, .stride = {9 * i, 1, 3 * i, i}};
+    return (DnnShape){
+        .rank = 5, .dim = {p->out, i, 3, 3, 3}, .stride = {27 * i, 1, 9 * i, 3 * i, i}};
 }
 
 static DnnConv conv_axes(const ConvPart *p) {

@@ -61,19 +61,21 @@ static void cuda_stream_after(Stream *s, Stream *other) {
 
 typedef struct {
     HostCall *call;
+    bool again; /* whenever a capture is replayed, which it belongs to */
     max_align_t args[];
 } Called;
 
 static void called(void *called) {
     Called *c = called;
     c->call(c->args);
-    free(c);
+    if (!c->again) free(c);
 }
 
 static void cuda_host_call(Stream *s, HostCall *call, const void *args, size_t bytes) {
     Called *c = xcalloc(1, sizeof *c + bytes);
     c->call = call;
     memcpy(c->args, args, bytes);
+    c->again = cuda_capture_keeps(c);
     cuda_check(cudaLaunchHostFunc(cuda_queue(s), called, c), "a call of the host");
 }
 

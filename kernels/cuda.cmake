@@ -121,8 +121,10 @@ function(cuda_backend target)
     endif()
     list(APPEND code "--generate-code=arch=compute_${arch},code=[${forms}]")
   endforeach()
+  # A kernel keeps to its registers: local memory is traffic that its bytes do not count.
+  set(registers -Xptxas=--warn-on-local-memory-usage,--warn-on-spills)
   target_compile_options(${target} PRIVATE
-    "$<$<COMPILE_LANGUAGE:CUDA>:${code};-Xcompiler=-Wall,-Wextra>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:${code};${registers};-Xcompiler=-Wall,-Wextra>")
   target_link_libraries(${target} PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS})
   # Where the program looks for the libraries after LD_LIBRARY_PATH.
   cmake_path(GET CUDNN_LIBRARY PARENT_PATH dnn_folder)

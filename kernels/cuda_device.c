@@ -146,7 +146,7 @@ static int count_devices(Error *e) {
     return 0;
 }
 
-static bool check_capability(int index, const char *name, int major, int minor, Error *e) {
+bool cuda_capable(int index, const char *name, int major, int minor, Error *e) {
     return 10 * major + minor >= LEAST_CAPABILITY ||
            error_set(e, EXIT_WORLD,
                      "GPU %d (%s) has compute capability %d.%d, and 8.0 is the least: use another "
@@ -180,7 +180,7 @@ static bool describe(int index, CudaDevice *d) {
     version_text(driver, d->driver);
     version_text(CUDART_VERSION, d->runtime);
     bool known = cuda_libraries(d->blas, d->dnn, &d->trouble);
-    return check_capability(index, d->name, d->major, d->minor, &d->trouble) && known &&
+    return cuda_capable(index, d->name, d->major, d->minor, &d->trouble) && known &&
            enter_device(index, d->name, &d->trouble);
 }
 

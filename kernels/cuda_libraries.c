@@ -1,25 +1,43 @@
-/* cuBLASLt and cuDNN, looked for when the first of their functions is called: a program linked to
- * them would also map half a gigabyte for every verb. */
+/* cuBLASLt, cuDNN and what that needs, looked for when the first of their functions is called: a
+ * program linked to them would also map half a gigabyte for every verb. */
 #include "kernels/cuda_open.h"
 #include "kernels/cuda_stream.h"
 
 #include <cublasLt.h>
 #include <cudnn.h>
+#include <stdio.h>
 
-static Library blas = {"cuBLASLt",
-                       "",
-                       "libcublasLt.so",
-                       CUBLAS_VER_MAJOR,
-                       CUBLAS_VER_MINOR,
-                       "it comes with the CUDA toolkit",
-                       NULL};
-static Library dnn = {"cuDNN",
-                      "",
-                      "libcudnn.so",
-                      CUDNN_MAJOR,
-                      CUDNN_MINOR,
-                      "NVIDIA's packages are called cudnn9-cuda-12 and cudnn9-cuda-13",
-                      NULL};
+static Library blas = {.name = "cuBLASLt",
+                       .need = "",
+                       .file = "libcublasLt.so",
+                       .major = CUBLAS_VER_MAJOR,
+                       .minor = CUBLAS_VER_MINOR,
+                       .source = "it comes with the CUDA toolkit"};
+/* cuDNN compiles attention with it. */
+static Library rtc = {.name = "NVRTC",
+                      .need = ", which cuDNN needs,",
+                      .file = "libnvrtc.so",
+                      .major = CUDART_VERSION / 1000,
+                      .minor = CUDART_VERSION % 1000 / 10,
+                      .source = "it comes with the CUDA toolkit"};
+
+static bool open_compiler(Error *e) {
+    char file[64];
+    int (*version)(int *major, int *minor), major = 0, minor = 0;
+    if (!cuda_library_open(&rtc, e)) return false;
+    version = (int (*)(int *, int *))cuda_library_function(&rtc, "nvrtcVersion");
+    version(&major, &minor);
+    snprintf(file, sizeof file, "libnvrtc-builtins.so.%d.%d", major, minor);
+    return cuda_library_beside(&rtc, file, e);
+}
+
+static Library dnn = {.name = "cuDNN",
+                      .need = "",
+                      .file = "libcudnn.so",
+                      .major = CUDNN_MAJOR,
+                      .minor = CUDNN_MINOR,
+                      .source = "NVIDIA's packages are called cudnn9-cuda-12 and cudnn9-cuda-13",
+                      .before = open_compiler};
 
 bool cuda_libraries(char blas_version[16], char dnn_version[16], Error *e) {
     Error second = {0};

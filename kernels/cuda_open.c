@@ -1,11 +1,14 @@
 /* Owns how a library is looked for, and what is said where it is missing or too old. */
+#define _GNU_SOURCE
 #include "kernels/cuda_open.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 bool cuda_library_open(Library *l, Error *e) {
     char file[64];
+    if (!l->handle && l->before && !l->before(e)) return false;
     snprintf(file, sizeof file, "%s.%d", l->file, l->major);
     if (!l->handle) l->handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     return l->handle ||
@@ -13,6 +16,19 @@ bool cuda_library_open(Library *l, Error *e) {
                      "%s%s cannot be loaded (%s): install %s %d.%d or later, or put its folder "
                      "into LD_LIBRARY_PATH; %s",
                      l->name, l->need, dlerror(), l->name, l->major, l->minor, l->source);
+}
+
+bool cuda_library_beside(const Library *l, const char *file, Error *e) {
+    char folder[4096] = "";
+    if (dlinfo(l->handle, RTLD_DI_ORIGIN, folder)) *folder = 0;
+    char *path = xprintf("%s/%s", folder, file);
+    void *handle = *folder ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    if (!handle) handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    free(path);
+    return handle || error_set(e, EXIT_WORLD,
+                               "%s, which %s needs, cannot be loaded (%s): put its folder into "
+                               "LD_LIBRARY_PATH; %s",
+                               file, l->name, dlerror(), l->source);
 }
 
 void *cuda_library_function(Library *l, const char *name) {

@@ -11,10 +11,16 @@ typedef struct {
     int major, minor;   /* what this program was compiled with */
     const char *source; /* where to get it */
     void *handle;       /* NULL: not opened yet */
+    /* Opens what the library will look for itself, which is looked for in fewer places than what
+     * the program wants; NULL: nothing. */
+    bool (*before)(Error *e);
 } Library;
 
 /* false: it is not there, and *e says what to do. */
 bool cuda_library_open(Library *l, Error *e);
+/* Opens `file`, which the library needs, from the library's own folder, or else from wherever
+ * libraries are. */
+bool cuda_library_beside(const Library *l, const char *file, Error *e);
 /* Its own function; ends the program where there is none. */
 void *cuda_library_function(Library *l, const char *name);
 /* Whether it is the major version, and as new as what this program was compiled with; as text, too.

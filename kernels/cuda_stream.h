@@ -56,6 +56,9 @@ void cuda_replay(Stream *s, Captured *c);
 void cuda_captured_close(Captured *c);
 /* The queue that takes what is meant for `queue`. */
 CudaStream cuda_capture_queue(CudaStream queue);
+/* Whether this thread captures a stream, which then has what xcalloc gave: it is freed when the
+ * work can be done no more. */
+bool cuda_capture_keeps(void *memory);
 /* Whether this thread captures a stream, which then fails: for what must not be captured. */
 bool cuda_capture_refuses(const char *what);
 
@@ -64,6 +67,8 @@ bool cuda_open(int index, Error *e);
 /* Makes the opened GPU the calling thread's. */
 void cuda_enter(void);
 
-/* Whether cuBLASLt and cuDNN are there and as new as this program needs. Their versions as text;
- * "" for a missing one. */
+/* Whether a GPU of this name has a compute capability that the kernels run on. */
+bool cuda_capable(int index, const char *name, int major, int minor, Error *e);
+/* Whether cuBLASLt and cuDNN are there and as new as this program needs, and NVRTC is there. Their
+ * versions as text; "" for a missing one. */
 bool cuda_libraries(char blas[16], char dnn[16], Error *e);

@@ -24,10 +24,12 @@ typedef struct DnnPlan DnnPlan;
 typedef struct {
     int rank; /* 4 or 5 */
     int64_t dim[5], stride[5];
+    int64_t alignment; /* of its address, in bytes; 0: 16 */
 } DnnShape;
 
-/* In memory, 16-byte aligned; in the graph only; one number, read from the host when it runs. */
-typedef enum { DNN_STORED, DNN_VIRTUAL, DNN_SCALAR } DnnPlace;
+/* In memory; in the graph only; one number, read from the host when it runs; in memory for the
+ * graph alone, in blocks of 16 x 16 as its kernels like. */
+typedef enum { DNN_STORED, DNN_VIRTUAL, DNN_SCALAR, DNN_BLOCKS } DnnPlace;
 
 typedef enum { DNN_ADD, DNN_SUBTRACT, DNN_MULTIPLY, DNN_EXP, DNN_COPY } DnnPointwise;
 

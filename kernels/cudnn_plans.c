@@ -26,7 +26,7 @@ struct DnnPlans {
 
 /* ---- a file's form ----------------------------------------------------------------------------
  *
- *     cogsmith cuDNN plan 1 KEY BYTES FNV\n, and the plan's bytes
+ *     cogsmith cuDNN plan 2 KEY BYTES FNV\n, and the plan's bytes
  */
 
 enum { HEADER = DNN_KEY + 96 };
@@ -39,7 +39,7 @@ static uint64_t digest_of(const char *bytes, size_t n) {
 }
 
 static size_t header_of(const char *key, const char *text, size_t bytes, char header[HEADER]) {
-    return (size_t)snprintf(header, HEADER, "cogsmith cuDNN plan 1 %s %zu %016llx\n", key, bytes,
+    return (size_t)snprintf(header, HEADER, "cogsmith cuDNN plan 2 %s %zu %016llx\n", key, bytes,
                             (unsigned long long)digest_of(text, bytes));
 }
 

@@ -334,15 +334,19 @@ static void *aim(const GemmPlan *p, const Gemm *g, const void *bias, void *c) {
     return c ? c : g->aux;
 }
 
-static void run(Stream *s, GemmPlan *p, const Gemm *g, const void *a, const void *b,
+/* false: the library does not run what it chose. */
+static bool run(Stream *s, GemmPlan *p, const Gemm *g, const void *a, const void *b,
                 const void *bias, void *c) {
     const float alpha = (float)g->alpha, beta = (float)g->beta;
     CHECK(s->workspace_bytes >= GEMM_WORKSPACE, "gemm: needs %d bytes of workspace, has %zu",
           GEMM_WORKSPACE, s->workspace_bytes);
     void *to = aim(p, g, bias, c);
-    check(cublasLtMatmul(cuda_blas(s), p->desc, &alpha, b, p->b, a, p->a, &beta, to, p->c, to, p->c,
-                         &p->algo, s->workspace, GEMM_WORKSPACE, cuda_queue(s)),
-          "Matmul");
+    cublasStatus_t status =
+        cublasLtMatmul(cuda_blas(s), p->desc, &alpha, b, p->b, a, p->a, &beta, to, p->c, to, p->c,
+                       &p->algo, s->workspace, GEMM_WORKSPACE, cuda_queue(s));
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
+    check(status, "Matmul");
+    return true;
 }
 
 /* Member i of a batch. */
@@ -378,8 +382,10 @@ static void multiply_apart(Stream *s, const Gemm *g, const void *a, const void *
     if (g->sums) cuda_column_sum(s, g->type, g->k, g->m, g->lda, a, g->keep_sums, g->sums);
 }
 
-/* The library assigns sums, and does not say whether it scales them. */
-static bool sums_fit(const Gemm *g) { return !g->sums || (g->keep_sums == 0 && g->alpha == 1); }
+/* The library assigns sums, of C's type, and does not say whether it scales them. */
+static bool sums_fit(const Gemm *g) {
+    return !g->sums || (g->type_c == DT_REAL && g->keep_sums == 0 && g->alpha == 1);
+}
 
 /* Where the library has no algorithm for a batch its members are multiplied one by one, where it
  * has none with an epilogue that is done apart, and where it has none with a bias C starts as that,
@@ -389,9 +395,9 @@ static void multiply(Stream *s, const Gemm *g, const void *a, const void *b, con
     GemmKey key = key_of(g, a, b, bias, c);
     GemmPlan *p = g->k && sums_fit(g) && wants_library(s, g) ? plan_for(s, &key) : NULL;
     Gemm simpler = *g;
-    if (p && p->found) {
-        run(s, p, g, a, b, bias, c);
-    } else if (g->batch > 1) {
+    if (p && p->found) p->found = run(s, p, g, a, b, bias, c);
+    if (p && p->found) return;
+    if (g->batch > 1) {
         multiply_members(s, g, a, b, bias, c);
     } else if (g->epilogue || g->sums) {
         multiply_apart(s, g, a, b, bias, c);

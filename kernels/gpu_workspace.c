@@ -47,6 +47,7 @@ AttentionPart attention_part(const Attention *a, int64_t rows, bool backward) {
                        .size = a->head_size,
                        .row_stride = a->heads * a->head_size,
                        .lse_stride = a->rows,
+                       .lse_alignment = 16,
                        .backward = backward,
                        .deterministic = backward && slice_bytes > 0};
     if (p.deterministic) {

@@ -229,8 +229,9 @@ typedef struct Backend {
     void (*stream_sync)(Stream *s); /* returns when all work on the stream is done */
     /* What s is given from now on begins when all that `other` was given so far is done. */
     void (*stream_after)(Stream *s, Stream *other);
-    /* In the order of the stream, `call` runs on a thread of the host, with a copy of `args`. It
-     * may use host memory alone, that of alloc_host that the stream copies to or from among it. */
+    /* In the order of the stream, `call` runs on a thread of the host, with a copy of `args`; of a
+     * stream that is captured, at each replay. It may use host memory alone, that of alloc_host
+     * that the stream copies to or from among it. */
     void (*host_call)(Stream *s, HostCall *call, const void *args, size_t bytes);
     /* Between these two, what s is given is not done but captured, and so is what other streams are
      * given once they come after s; s must come after them again before the end. Meanwhile no

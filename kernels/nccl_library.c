@@ -4,10 +4,12 @@
 
 #include <nccl.h>
 
-static Library nccl = {"NCCL",       ", which several ranks on GPUs need,",
-                       "libnccl.so", NCCL_MAJOR,
-                       NCCL_MINOR,   "NVIDIA's package is called libnccl2; one GPU needs none",
-                       NULL};
+static Library nccl = {.name = "NCCL",
+                       .need = ", which several ranks on GPUs need,",
+                       .file = "libnccl.so",
+                       .major = NCCL_MAJOR,
+                       .minor = NCCL_MINOR,
+                       .source = "NVIDIA's package is called libnccl2; one GPU needs none"};
 
 bool nccl_library(char version[16], Error *e) {
     int code;

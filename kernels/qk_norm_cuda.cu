@@ -25,6 +25,11 @@ __device__ __forceinline__ Seat seat_of(int lanes) {
     return {lanes, thread % lanes, thread / lanes, THREADS / lanes};
 }
 
+/* Of q or of k. An index that is not known would bring all arguments of a kernel to memory. */
+template <class P> __device__ __forceinline__ P pick(int z, const P (&of)[2]) {
+    return z ? of[1] : of[0];
+}
+
 template <int V> __device__ __forceinline__ int channel(Seat s, int r) {
     return (s.lane + r * s.lanes) * V;
 }
@@ -99,8 +104,8 @@ __global__ void __launch_bounds__(THREADS) qk_norm_kernel(QkNorm q, T *y, int la
     int64_t row = blockIdx.x, from = (z * q.rows + row) * q.heads * size;
     Head<V, R> rope = {}, gamma, beta;
     load_rope(s, q.rope, row, size, &rope);
-    load_head(s, (const T *)q.gamma[z], size, true, &gamma);
-    load_head(s, (const T *)q.beta[z], size, true, &beta);
+    load_head(s, (const T *)pick(z, q.gamma), size, true, &gamma);
+    load_head(s, (const T *)pick(z, q.beta), size, true, &beta);
     for (int64_t h = 0; h < q.heads; h += s.slots) {
         bool there = h + s.slot < q.heads;
         int64_t at = from + (h + s.slot) * size;
@@ -206,7 +211,7 @@ template <class T, int V> __global__ void __launch_bounds__(THREADS) qk_norm_gra
     int size = (int)a.q.head_size, z = (int)blockIdx.y;
     int64_t first = blockIdx.x * a.rows_per, last = MIN(first + a.rows_per, a.q.rows);
     Head<V, R> gamma, dgamma = {}, dbeta = {};
-    load_head(s, (const T *)a.q.gamma[z], size, true, &gamma);
+    load_head(s, (const T *)pick(z, a.q.gamma), size, true, &gamma);
     for (int64_t row = first; row < last; row++) qk_row_grad<T>(s, a, row, gamma, &dgamma, &dbeta);
     if (!a.sums) return;
     float *to = a.sums + ((int64_t)blockIdx.x * 2 + z) * 2 * size;
@@ -221,8 +226,8 @@ __global__ void __launch_bounds__(SUM_COLUMNS *SUM_GROUPS, 1)
     bool active = at < 2 * size;
     float sum = sum_chunks(a.sums + z * 2 * size + at, a.chunks, 4 * size, NULL, 0, active);
     if (!active || threadIdx.y) return;
-    float *to = at < size ? g.dgamma[z] : g.dbeta[z];
-    float keep = at < size ? g.keep_dgamma[z] : g.keep_dbeta[z];
+    float *to = at < size ? pick(z, g.dgamma) : pick(z, g.dbeta);
+    float keep = at < size ? pick(z, g.keep_dgamma) : pick(z, g.keep_dbeta);
     if (to) to[at % size] = kept(keep, to + at % size, sum);
 }
 

@@ -41,6 +41,35 @@ static cublasLtMatrixLayout_t layout(const Gemm *g, DType t, int64_t rows, int64
     return l;
 }
 
+static void set(const Bare *p, cublasLtMatmulDescAttributes_t name, const void *value,
+                size_t bytes) {
+    check(cublasLtMatmulDescSetAttribute(p->desc, name, value, bytes), "what is fused");
+}
+
+static cublasLtEpilogue_t epilogue_of(const Gemm *g) {
+    if (g->sums) return CUBLASLT_EPILOGUE_BGRADB;
+    if (g->epilogue == EPILOGUE_GELU_GRAD) return CUBLASLT_EPILOGUE_DGELU;
+    if (g->epilogue == EPILOGUE_GELU)
+        return g->has_bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    return g->has_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
+static void fuse(const Bare *p, const Gemm *g, const void *bias) {
+    const void *vector = g->sums ? g->sums : bias;
+    cudaDataType_t type = data_type(g->sums ? DT_F32 : g->type);
+    cublasLtEpilogue_t epilogue = epilogue_of(g);
+    set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+    if (vector) {
+        set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector, sizeof vector);
+        set(p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
+    }
+    if (vector && g->batch > 1)
+        set(p, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &g->stride_bias, sizeof g->stride_bias);
+    if (!g->aux) return;
+    set(p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &g->aux, sizeof g->aux);
+    set(p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &g->n, sizeof g->n);
+}
+
 static Bare bare_open(const Gemm *g, const void *a, const void *b, void *c) {
     Bare p = {.alpha = (float)g->alpha, .beta = (float)g->beta, .at_a = a, .at_b = b, .at_c = c};
     cublasOperation_t first = g->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -98,11 +127,18 @@ static double timed(const Bare *p, const cublasLtMatmulAlgo_t *algo, int calls) 
     return (now_seconds() - start) / calls;
 }
 
-double bare_gemm(const Gemm *g, const void *a, const void *b, void *c, int repeat, int calls) {
+double bare_gemm(const Gemm *g, const void *a, const void *b, const void *bias, void *c, int repeat,
+                 int calls) {
+    const cublasLtEpilogue_t none = CUBLASLT_EPILOGUE_DEFAULT;
     cublasLtMatmulHeuristicResult_t found[OFFERED];
     Bare p = bare_open(g, a, b, c);
     double best = 0;
+    fuse(&p, g, bias);
     int n = offers(&p, found);
+    if (!n) {
+        set(&p, CUBLASLT_MATMUL_DESC_EPILOGUE, &none, sizeof none);
+        n = offers(&p, found);
+    }
     for (int i = 0; i < n; i++) {
         if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
         double first = timed(&p, &found[i].algo, 1); /* loads the kernel */

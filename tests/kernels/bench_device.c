@@ -8,8 +8,9 @@
  *   NAME      only the rows whose names begin so, as "5b attention"
  *
  * share: the time that the measured rates allow, of a large product or of a copy, over the time
- * taken. bare: for products, the time of the fastest of the library's own algorithms for the same
- * shape, over ours. Times hold many calls, started without waiting in between. */
+ * taken. bare: for products, the time of the fastest of the library's own algorithms for the same,
+ * over ours; where the library has none with what is fused to the product, without that. Times hold
+ * many calls, started without waiting in between. */
 #include "tests/kernels/bench_device.h"
 #include "kernels/random.h"
 #include "tests/kernels/bare_gemm.h"
@@ -213,7 +214,7 @@ static void bench_op(Bench *b, const Options *o, const char *name, const BenchOp
     double seconds[MOST_REPEATS], bare = 0;
     int calls = measure(b, op->run, o->repeat, seconds);
     if (b->gemm.batch && o->k != &BACKEND_CPU)
-        bare = bare_gemm(&b->gemm, b->a, b->b, b->c, o->repeat, calls);
+        bare = bare_gemm(&b->gemm, b->a, b->b, b->bias, b->c, o->repeat, calls);
     double best = seconds[0], median = seconds[o->repeat / 2];
     double share = MAX(b->flops / o->product_rate, b->bytes / o->copy_rate) / best;
     printf("%-32s %10.4f %10.4f %10.2f %8.1f %6.2f", name, 1e3 * best, 1e3 * median,

@@ -39,7 +39,7 @@ typedef struct {
     /* Of the call just made: */
     double flops, bytes;
     Gemm gemm; /* batch 0: it was none */
-    const void *a, *b;
+    const void *a, *b, *bias;
     void *c;
 } Bench;
 

@@ -6,7 +6,7 @@
 
 /* Leading dimensions and strides are those of matrices that lie close together. Every call has the
  * same operands, as in the bare loop that it is compared with. */
-static void product(Bench *b, Gemm g) {
+static void product_and_sums(Bench *b, Gemm g, bool sums) {
     b->in.used = b->out.used = 0;
     g.type = b->t;
     g.type_c = g.k_is_rows ? DT_REAL : b->t;
@@ -20,14 +20,19 @@ static void product(Bench *b, Gemm g) {
     g.stride_bias = g.n;
     b->a = reads(b, g.type, g.m * g.k);
     b->b = reads(b, g.type, g.batch * g.stride_b);
-    const void *bias = g.has_bias ? reads(b, g.type, g.batch * g.n) : NULL;
+    b->bias = g.has_bias ? reads(b, g.type, g.batch * g.n) : NULL;
+    if (g.epilogue == EPILOGUE_GELU) g.aux = writes(b, g.type, g.m * g.n);
+    if (g.epilogue == EPILOGUE_GELU_GRAD) g.aux = (void *)reads(b, g.type, g.m * g.n);
+    if (sums) g.sums = writes(b, DT_REAL, g.m);
     b->c = g.beta ? updates(b, g.type_c, g.batch * g.stride_c)
                   : writes(b, g.type_c, g.batch * g.stride_c);
     b->flops = 2.0 * (double)(g.m * g.n) * (double)(g.k * g.batch);
     b->gemm = g;
     need_workspace(b, b->k->gemm_workspace(b->stream, &g));
-    b->k->gemm(b->stream, &g, b->a, b->b, bias, b->c);
+    b->k->gemm(b->stream, &g, b->a, b->b, b->bias, b->c);
 }
+
+static void product(Bench *b, Gemm g) { product_and_sums(b, g, false); }
 
 /* y = x W^T + bias, dx = dy W, dW = dy^T x, for W [out, in]. */
 static void linear(Bench *b, int64_t rows, int64_t out, int64_t in, int64_t batch) {
@@ -43,6 +48,26 @@ static void linear_dx(Bench *b, int64_t out, int64_t in) {
 
 static void linear_dw(Bench *b, int64_t out, int64_t in) {
     product(b, (Gemm){.m = out, .n = in, .k = b->rows, .a_transposed = true, .k_is_rows = true});
+}
+
+/* With what a step does of it: u and gelu(u) forward; gelu'(u) dy W; dW and db at once. */
+static void ff_in_gelu(Bench *b) {
+    product(b, (Gemm){.m = b->rows,
+                      .n = 4 * b->width,
+                      .k = b->width,
+                      .b_transposed = true,
+                      .has_bias = true,
+                      .epilogue = EPILOGUE_GELU});
+}
+
+static void ff_out_dx_gelu(Bench *b) {
+    product(b,
+            (Gemm){.m = b->rows, .n = 4 * b->width, .k = b->width, .epilogue = EPILOGUE_GELU_GRAD});
+}
+
+static void linear_dw_db(Bench *b, int64_t out, int64_t in) {
+    Gemm g = {.m = out, .n = in, .k = b->rows, .a_transposed = true, .k_is_rows = true};
+    product_and_sums(b, g, true);
 }
 
 static void qkv(Bench *b) { linear(b, b->rows, b->width, b->width, 3); }
@@ -67,6 +92,8 @@ static void lora_b_dx(Bench *b) { linear_dx(b, b->width, RANK); }
 static void to_q_dw(Bench *b) { linear_dw(b, b->width, b->width); }
 static void ff_in_dw(Bench *b) { linear_dw(b, 4 * b->width, b->width); }
 static void ff_out_dw(Bench *b) { linear_dw(b, b->width, 4 * b->width); }
+static void ff_in_dw_db(Bench *b) { linear_dw_db(b, 4 * b->width, b->width); }
+static void ff_out_dw_db(Bench *b) { linear_dw_db(b, b->width, 4 * b->width); }
 static void lora_a_dw(Bench *b) { linear_dw(b, RANK, b->width); }
 static void lora_b_dw(Bench *b) { linear_dw(b, b->width, RANK); }
 
@@ -361,6 +388,7 @@ const BenchOp BENCH_OPS[] = {
     {"gemm qkv", qkv},
     {"gemm to_out", to_out},
     {"gemm ff in", ff_in},
+    {"gemm ff in, gelu", ff_in_gelu},
     {"gemm ff out", ff_out},
     {"gemm modulation", modulation},
     {"gemm lora A", lora_a},
@@ -368,11 +396,14 @@ const BenchOp BENCH_OPS[] = {
     {"gemm to_q dx", to_q_dx},
     {"gemm ff in dx", ff_in_dx},
     {"gemm ff out dx", ff_out_dx},
+    {"gemm ff out dx, gelu", ff_out_dx_gelu},
     {"gemm lora A dx", lora_a_dx},
     {"gemm lora B dx", lora_b_dx},
     {"gemm to_q dw", to_q_dw},
     {"gemm ff in dw", ff_in_dw},
+    {"gemm ff in dw, db", ff_in_dw_db},
     {"gemm ff out dw", ff_out_dw},
+    {"gemm ff out dw, db", ff_out_dw_db},
     {"gemm lora A dw", lora_a_dw},
     {"gemm lora B dw", lora_b_dw},
     {"attention", attention},

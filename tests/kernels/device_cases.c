@@ -7,11 +7,11 @@
 #include <stdlib.h>
 
 const DeviceCase *const DEVICE_CASES[] = {
-    CAST_CASES,  POINTWISE_CASES, NORM_CASES,   ROWS_CASES,    LOSS_CASES,
-    VIDEO_CASES, GEMM_CASES,      MEMORY_CASES, CAPTURE_CASES, NULL,
+    CAST_CASES, POINTWISE_CASES, NORM_CASES, ROWS_CASES,   LOSS_CASES,    VIDEO_CASES,
+    GEMM_CASES, ATTENTION_CASES, CONV_CASES, MEMORY_CASES, CAPTURE_CASES, NULL,
 };
 
-enum { FENCE_BYTE = 0xa5, WORKSPACE_BYTES = 64 << 20 };
+enum { FENCE_BYTE = 0xa5, WORKSPACE_BYTES = 192 << 20 };
 
 void trial_open(Trial *c, const Backend *device) {
     *c = (Trial){.device = device, .cpu = &BACKEND_CPU};

@@ -51,7 +51,7 @@ typedef struct {
     char failure[300]; /* the first one; "" */
     Array **arrays;    /* of the running case */
     int count, room;
-    void *workspace, *cpu_workspace; /* 64 MiB each, which both streams have */
+    void *workspace, *cpu_workspace; /* 192 MiB each, which both streams have */
 } Trial;
 
 typedef struct {
@@ -69,6 +69,8 @@ extern const DeviceCase ROWS_CASES[];
 extern const DeviceCase LOSS_CASES[];
 extern const DeviceCase VIDEO_CASES[];
 extern const DeviceCase GEMM_CASES[];
+extern const DeviceCase ATTENTION_CASES[];
+extern const DeviceCase CONV_CASES[];
 extern const DeviceCase MEMORY_CASES[];
 extern const DeviceCase CAPTURE_CASES[];
 

@@ -5,13 +5,24 @@
 
 enum { ROWS = 24, WIDTH = 40, OUT = 16, N = ROWS * WIDTH };
 
-/* On two streams, with numbers that go to the host and back. */
+/* On two streams, with numbers that go to the host, are changed there, and come back. */
 typedef struct {
     Trial *c;
     Stream *beside;
     void *state, *host; /* of dropout, on the device; page-locked, of N elements */
     Array *x, *w, *ordinal, *dropped, *back, *product;
 } Work;
+
+/* Turns the signs of numbers in host memory. */
+typedef struct {
+    char *host;
+    size_t size; /* of a number */
+} Turn;
+
+static void turn(const void *args) {
+    const Turn *t = args;
+    for (size_t i = 0; i < N; i++) t->host[i * t->size + t->size - 1] ^= (char)0x80;
+}
 
 static void work(const Work *w) {
     static const int64_t cu_rows[] = {0, ROWS};
@@ -40,6 +51,7 @@ static void work(const Work *w) {
     k->dropout(c->stream, &d, w->x->at, 0, w->dropped->at);
     k->stream_after(w->beside, c->stream);
     k->download(w->beside, w->host, w->dropped->at, bytes);
+    k->host_call(w->beside, turn, &(Turn){w->host, dtype_size(c->t)}, sizeof(Turn));
     k->upload(w->beside, w->back->at, w->host, bytes);
     k->gemm(c->stream, &g, w->dropped->at, w->w->at, NULL, w->product->at);
     k->stream_after(c->stream, w->beside);

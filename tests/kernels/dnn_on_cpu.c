@@ -163,7 +163,7 @@ static void run_matmul(const GraphTensor *a, const GraphTensor *b, const GraphTe
               "a product of other sizes, axis %d", i);
     do {
         int64_t left[] = {at[0], at[1], at[2], 0}, right[] = {at[0], at[1], 0, at[3]};
-        bool adds = c->place == DNN_STORED && c->t == DT_F32;
+        bool adds = c->place == DNN_BLOCKS;
         double sum = adds ? get(c, offset_of(c, at)) : 0;
         for (int64_t k = 0; k < inner; k++) {
             left[3] = right[2] = k;
@@ -253,7 +253,11 @@ void dnn_plan_run(const DnnPlan *p, DnnHandle handle, int n, void *const *data, 
     (void)handle, (void)workspace;
     DnnGraph g = p->graph;
     for (int i = 1; i <= g.n_tensors; i++) {
+        const DnnShape *shape = &g.tensors[i].shape;
         bool own = g.tensors[i].place == DNN_VIRTUAL;
+        bool there = !own && g.tensors[i].place != DNN_SCALAR && i <= n;
+        CHECK(!there || (uintptr_t)data[i - 1] % (shape->alignment ? shape->alignment : 16) == 0,
+              "tensor %d is not where it was said to lie", i);
         g.tensors[i].data = own      ? xcalloc((size_t)span_of(&g.tensors[i]), sizeof(double))
                             : i <= n ? data[i - 1]
                                      : NULL;

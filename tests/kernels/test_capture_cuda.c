@@ -134,6 +134,25 @@ static void captures_are_replayed(void **state) {
     assert_int_equal(cuda.ready, 0);
 }
 
+/* Arguments of calls that are made at each replay are there until the last. */
+static void what_calls_need_is_kept(void **state) {
+    (void)state;
+    int *one = xcalloc(1, sizeof *one), *other = xcalloc(1, sizeof *other);
+    assert_false(cuda_capture_keeps(one));
+    assert_true(cuda_capture_begin(&first));
+    assert_true(cuda_capture_keeps(one) && cuda_capture_keeps(other));
+    Captured *c = cuda_capture_end(&first);
+    assert_non_null(c);
+    assert_false(cuda_capture_keeps(NULL));
+    cuda_replay(&first, c);
+    *one = *other = 1;
+    cuda_captured_close(c);
+    assert_true(cuda_capture_begin(&first));
+    assert_true(cuda_capture_keeps(xcalloc(1, 1)));
+    assert_true(cuda_capture_refuses("a copy"));
+    expect_none(cuda_capture_end(&first));
+}
+
 static void a_failure_ends_the_capture_alone(void **state) {
     (void)state;
     assert_true(cuda_capture_begin(&first));
@@ -226,6 +245,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(it_is_said_once, reset), /* before the others say it */
         cmocka_unit_test_setup(captures_are_replayed, reset),
+        cmocka_unit_test_setup(what_calls_need_is_kept, reset),
         cmocka_unit_test_setup(a_failure_ends_the_capture_alone, reset),
         cmocka_unit_test_setup(what_must_not_be_captured_is_not, reset),
         cmocka_unit_test_setup(no_capture_begins, reset),

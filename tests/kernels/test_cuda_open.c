@@ -1,8 +1,9 @@
 /* Why a GPU cannot be used, said in one line each: with no driver, drivers of all kinds and
  * libraries of all ages, none of which this machine needs to have.
  *
- * usage: test_cuda_open                  the tests; FAKE_DRIVER and FAKE_LIBRARIES name the folders
- *                                        of fake_driver.c and fake_dnn.c as the libraries they play
+ * usage: test_cuda_open                  the tests; FAKE_DRIVER, FAKE_LIBRARIES and FAKE_RTC name
+ *                                        the folders of fake_driver.c, fake_dnn.c and fake_rtc.c as
+ *                                        the libraries they play
  *        test_cuda_open device           says what stands in the way of the first GPU
  *        test_cuda_open libraries        and in that of cuBLASLt and cuDNN */
 #define _GNU_SOURCE
@@ -114,6 +115,13 @@ static void old_libraries_are_refused(void **state) {
     free(other);
 }
 
+/* cuDNN's compiler comes in two parts. */
+static void parts_of_libraries_are_named(void **state) {
+    (void)state;
+    assert_int_equal(ask("libraries", folder("FAKE_RTC"), ""), EXIT_WORLD);
+    EXPECT_WORDS("libnvrtc-builtins.so.99.9, which NVRTC needs,", "LD_LIBRARY_PATH", "toolkit");
+}
+
 /* A broken file in the place of each; and a call without asking first ends the program. */
 static void missing_libraries_are_named(void **state) {
     static const struct {
@@ -122,6 +130,7 @@ static void missing_libraries_are_named(void **state) {
         const char *name;
     } cases[] = {{"libraries", "libcublasLt.so", CUBLAS_VER_MAJOR, "cuBLASLt"},
                  {"libraries", "libcudnn.so", CUDNN_MAJOR, "cuDNN"},
+                 {"libraries", "libnvrtc.so", CUDART_VERSION / 1000, "NVRTC, which cuDNN needs,"},
                  {"call", "libcublasLt.so", CUBLAS_VER_MAJOR, "cuBLASLt"}};
     (void)state;
     for (size_t i = 0; i < COUNT(cases); i++) {
@@ -142,11 +151,16 @@ static void errors_are_explained(void **state) {
     static const struct {
         cudaError_t status;
         const char *words;
-    } cases[] = {
-        {cudaErrorECCUncorrectable, "ECC"},      {cudaErrorDevicesUnavailable, "another process"},
-        {cudaErrorLaunchFailure, "a bug"},       {cudaErrorIllegalAddress, "compute-sanitizer"},
-        {cudaErrorMemoryAllocation, "is full"},  {cudaErrorNoKernelImageForDevice, "COGSMITH_CUDA"},
-        {cudaErrorUnknown, "the device is lost"}};
+    } cases[] = {{cudaErrorECCUncorrectable, "ECC"},
+                 {cudaErrorDevicesUnavailable, "another process"},
+                 {cudaErrorLaunchFailure, "a bug"},
+                 {cudaErrorIllegalAddress, "compute-sanitizer"},
+                 {cudaErrorMemoryAllocation, "is full"},
+                 {cudaErrorNoKernelImageForDevice, "COGSMITH_CUDA"},
+                 {cudaErrorUnknown, "the device is lost"},
+                 {cudaErrorContained, "ECC"},
+                 {cudaErrorMisalignedAddress, "a bug"},
+                 {cudaErrorNvlinkUncorrectable, "nvlink"}};
     (void)state;
     for (size_t i = 0; i < COUNT(cases); i++) {
         Error e = {0};
@@ -155,6 +169,17 @@ static void errors_are_explained(void **state) {
         assert_non_null(strstr(e.text, "an upload failed (cudaError"));
         if (!strstr(e.text, cases[i].words)) fail_msg("'%s' is not in: %s", cases[i].words, e.text);
     }
+}
+
+/* bf16 comes with 8.0. */
+static void old_gpus_are_refused(void **state) {
+    Error e = {0};
+    (void)state;
+    assert_false(cuda_capable(1, "Tesla T4", 7, 5, &e));
+    assert_int_equal(e.exit_code, EXIT_WORLD);
+    if (!strstr(e.text, "GPU 1 (Tesla T4) has compute capability 7.5, and 8.0 is the least"))
+        fail_msg("%s", e.text);
+    assert_true(cuda_capable(0, "A100", 8, 0, &e) && cuda_capable(0, "B200", 10, 0, &e));
 }
 
 static int tell(const char *what) {
@@ -175,9 +200,14 @@ int main(int n, char **words) {
     program = words[0];
     if (n > 1) return tell(words[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(drivers_are_told_apart),      cmocka_unit_test(no_driver_is_said),
-        cmocka_unit_test(libraries_are_found),         cmocka_unit_test(old_libraries_are_refused),
-        cmocka_unit_test(missing_libraries_are_named), cmocka_unit_test(errors_are_explained),
+        cmocka_unit_test(drivers_are_told_apart),
+        cmocka_unit_test(no_driver_is_said),
+        cmocka_unit_test(libraries_are_found),
+        cmocka_unit_test(old_libraries_are_refused),
+        cmocka_unit_test(missing_libraries_are_named),
+        cmocka_unit_test(errors_are_explained),
+        cmocka_unit_test(old_gpus_are_refused),
+        cmocka_unit_test(parts_of_libraries_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -180,8 +180,9 @@ static void attention_plans(void **state) {
 /* A pack of two: the second segment's lse has another stride than its rows. Odd sizes. */
 static void odd_attention_of(Trial *t) {
     static const struct {
-        int64_t heads, rows, size, lse_stride;
-    } PARTS[] = {{30, 1576, 64, 3200}, {2, 1, 64, 7}, {4, 77, 16, 77}, {3, 300, 128, 301}};
+        int64_t heads, rows, size, lse_stride, lse_alignment;
+    } PARTS[] = {{30, 1576, 64, 3200, 16}, {30, 1576, 64, 3200, 4}, {2, 1, 64, 7, 4},
+                 {1, 45106, 64, 45106, 8}, {4, 77, 16, 77, 16},     {3, 300, 128, 301, 4}};
     for (size_t i = 0; i < COUNT(PARTS); i++)
         for (int form = 0; form < 3; form++)
             check_attention(t, &(AttentionPart){.t = DT_BF16,
@@ -190,6 +191,7 @@ static void odd_attention_of(Trial *t) {
                                                 .size = PARTS[i].size,
                                                 .row_stride = PARTS[i].heads * PARTS[i].size,
                                                 .lse_stride = PARTS[i].lse_stride,
+                                                .lse_alignment = PARTS[i].lse_alignment,
                                                 .backward = form > 0,
                                                 .deterministic = form == 2});
 }
@@ -357,12 +359,12 @@ static void wrong_graphs_are_refused(void **state) {
     a.t = DT_F32;
     expect_refused("attention in F32", attention_graph(&a), &(DnnRules){.workspace = -1});
     DnnGraph *g = dnn_graph_open();
-    DnnShape shape = {4, {1, 8, 16, 16}, {2048, 1, 128, 8}};
+    DnnShape shape = {.rank = 4, .dim = {1, 8, 16, 16}, .stride = {2048, 1, 128, 8}};
     DnnConv axes = {.axes = 2, .stride = {1, 1}, .before = {1, 1}, .after = {1, 1}};
     int x = dnn_tensor(g, DT_BF16, DNN_STORED, shape),
         y = dnn_tensor(g, DT_BF16, DNN_STORED, shape);
-    int w = dnn_tensor(g, DT_BF16, DNN_STORED,
-                       (DnnShape){4, {8, 16, 3, 3}, {144, 1, 48, 16}}); /* 16 of 8 channels */
+    shape = (DnnShape){.rank = 4, .dim = {8, 16, 3, 3}, .stride = {144, 1, 48, 16}};
+    int w = dnn_tensor(g, DT_BF16, DNN_STORED, shape); /* 16 of 8 channels */
     dnn_conv(g, &axes, x, w, y);
     expect_refused("weights of 16 channels for 8", g, &(DnnRules){.workspace = -1});
 }

@@ -214,7 +214,7 @@ static void plans_are_kept_in_files(void **state) {
     char path[512];
     (void)state;
     snprintf(path, sizeof path, "%s/cogsmith/cudnn/A-GPU-of-loops-sm00-0-cudnn90000/%s", cache,
-             "attention-BF16-1x9x8-8-9");
+             "attention-BF16-1x9x8-8-9-16");
     assert_int_equal(plans_for(DT_BF16), 2);
     assert_int_equal(plans_for(DT_BF16), 0);
     assert_int_equal(truncate(path, 20), 0);

@@ -93,6 +93,13 @@ static void download(Stream *s, void *host, const void *device, size_t bytes) {
     shim::Later<&Backend::download>::call(s, host, device, bytes);
 }
 
+static void host_call(Stream *s, HostCall *call, const void *args, size_t bytes) {
+    if (!under_way) return BACKEND_SHIM.host_call(s, call, args, bytes);
+    const char *from = (const char *)args;
+    std::vector<char> kept(from, from + bytes);
+    shim::capture(s, [=] { BACKEND_SHIM.host_call(s, call, kept.data(), kept.size()); });
+}
+
 static void upload_cast(Stream *s, DType from, DType to, int64_t n, const void *host, void *dst) {
     CHECK(!under_way, "host memory is read during a capture");
     BACKEND_SHIM.upload_cast(s, from, to, n, host, dst);
@@ -151,6 +158,7 @@ const Backend *shim_capturing(void) {
     table.upload = upload;
     table.download = download;
     table.upload_cast = upload_cast;
+    table.host_call = host_call;
     table.stream_sync = sync;
     table.stream_after = after;
     table.capture_begin = begin;
