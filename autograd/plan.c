@@ -254,3 +254,31 @@ Cost plan_cost(const Plan *p, int phase) {
     }
     return sum;
 }
+
+/* ---- runs that repeat -------------------------------------------------------------------------
+ */
+
+/* What comes from files is read anew each time; and a call of NCCL is polled until it is queued,
+ * and watched by events that a replay would not record. */
+static bool step_repeats(const Graph *g, const Step *s) {
+    if (s->phase == REDUCE) return params_world(g->params) == 1;
+    if (s->phase != GATHER) return true;
+    Home home = g->params->bucket[s->bucket].home;
+    return home == HOME_DEVICE || home == HOME_HOST;
+}
+
+bool plan_repeats(const Plan *p) {
+    const Graph *g = p->graph;
+    bool repeats = !g->sequence || g->sequence->size == 1;
+    for (int i = 0; repeats && i < p->n_steps; i++) repeats = step_repeats(g, &p->steps[i]);
+    return repeats;
+}
+
+/* About two kernels or copies a step, and at most 16 KiB for each: NVIDIA counts 10 KB a kernel
+ * node (CCCL, pull request 3768). */
+enum { CAPTURED_STEP_BYTES = 2 * 16384 };
+
+int64_t plan_captured_bytes(const Plan *p) {
+    int kinds = p->loss && p->accumulate > 1 ? 2 : 1; /* micro-step 0, and those that follow */
+    return plan_repeats(p) ? (int64_t)kinds * p->n_steps * CAPTURED_STEP_BYTES : 0;
+}

@@ -109,6 +109,13 @@ Cost step_cost(const Plan *p, const Step *s);
 /* Sum of the steps' costs, by phase when phase >= 0. */
 Cost plan_cost(const Plan *p, int phase);
 
+/* Whether its runs are alike but for what lies in the device's memory, and in host memory that
+ * steps copy and compute with in the stream's order: they read no files and meet no other ranks. A
+ * device may then capture them. */
+bool plan_repeats(const Plan *p);
+/* Device memory that captured runs take, by the number of steps; 0: none repeats. */
+int64_t plan_captured_bytes(const Plan *p);
+
 /* Inserts a step before index i. */
 void plan_insert(Plan *p, int i, Step s);
 

@@ -68,8 +68,9 @@ static int giver(const Plan *p, int j) {
     while (i >= 0 && p->steps[i].phase == RECOMPUTE) i--;
     if (i < 0 || s->node->out[0]->base) return -1;
     from = &p->steps[i];
-    bool may = from->phase == BACKWARD && !from->then && from->first & s->first & IN(0) &&
-               from->node->op->fuses && from->node->op->fuses(from->node, s->node, BACKWARD);
+    if (from->phase != BACKWARD || from->then || !(from->first & s->first & IN(0))) return -1;
+    const Node *n = from->node;
+    bool may = n->segment == s->node->segment && n->op->fuses && n->op->fuses(n, s->node, BACKWARD);
     return may ? i : -1;
 }
 

@@ -34,7 +34,6 @@ struct Saver {
     Copy *copies;       /* [n_buckets]; of trained ones */
     real **masters;     /* [n_buckets] whole, rank 0 */
     real *passing;      /* other ranks: one bucket on its way */
-    int64_t bytes;
     Position at;
     char *temporary, *path; /* of the one being written */
     bool writing, waits;    /* waits: some bucket is written from where it rests */
@@ -47,57 +46,67 @@ struct Saver {
 /* ---- opening ----------------------------------------------------------------------------------
  */
 
-static real *host(Saver *s, int64_t count) {
-    s->bytes += count * (int64_t)sizeof(real);
-    return xcalloc((size_t)MAX(count, 1), sizeof(real));
+/* Of this rank, without padding. */
+static Range shard_of(const Bucket *b) {
+    return (Range){b->shard.from, MAX(0, MIN(b->used - b->shard.from, b->shard.count))};
 }
 
 /* Other ranks would wait too long. */
 static bool is_there(const Model *m, const Bucket *b) { return b->host && m->comm->size == 1; }
 
-static void use_there(Saver *s, int b, Copy *c) {
-    const Bucket *bucket = &s->model->params->bucket[b];
-    int64_t at = c->shard.from - bucket->moments.from;
-    bool first = s->model->comm->rank == 0;
-    s->waits = c->there = true;
-    c->m = bucket->m + at;
-    c->v = bucket->v + at;
-    c->master = (real *)bucket->resident + (first ? 0 : c->shard.from);
-    if (first) s->masters[b] = c->master;
+static bool is_copied(const Model *m, const Bucket *b) { return b->trained && !is_there(m, b); }
+
+/* Elements of a master's copy, on rank 0 or another. */
+static int64_t master_count(const Bucket *b, bool first) {
+    return first ? b->count : shard_of(b).count;
 }
 
-int64_t saver_needs(const Model *m) {
-    int64_t count = 0, largest = 0;
-    bool first = m->comm->rank == 0;
+/* Elements of the largest bucket that is copied: on ranks but the first it passes through whole. */
+static int64_t passing_count(const Model *m, bool first) {
+    int64_t most = 0;
+    for (int i = 0; i < m->params->n_buckets; i++)
+        if (is_copied(m, &m->params->bucket[i])) most = MAX(most, m->params->bucket[i].count);
+    return first ? 0 : most;
+}
+
+int64_t saver_needs(const Model *m, bool first) {
+    int64_t count = passing_count(m, first);
     for (int i = 0; i < m->params->n_buckets; i++) {
         const Bucket *b = &m->params->bucket[i];
-        if (!b->trained || is_there(m, b)) continue;
-        count += 2 * b->shard.count + (first ? b->count : b->shard.count);
-        largest = MAX(largest, b->count);
+        if (is_copied(m, b)) count += master_count(b, first) + 2 * shard_of(b).count;
     }
-    return (count + (first ? 0 : largest)) * (int64_t)sizeof(real);
+    return count * (int64_t)sizeof(real);
 }
+
+/* On one rank, where the shard is the whole. */
+static void use_there(Saver *s, int b, Copy *c) {
+    const Bucket *bucket = &s->model->params->bucket[b];
+    s->waits = c->there = true;
+    c->m = bucket->m;
+    c->v = bucket->v;
+    c->master = s->masters[b] = bucket->resident;
+}
+
+static real *host(int64_t count) { return xcalloc((size_t)count, sizeof(real)); }
 
 static void open_copies(Saver *s) {
     const ParamSet *p = s->model->params;
     bool first = s->model->comm->rank == 0;
-    int64_t largest = 0;
     for (int b = 0; b < p->n_buckets; b++) {
         const Bucket *bucket = &p->bucket[b];
         Copy *c = &s->copies[b];
         if (!bucket->trained) continue;
-        c->shard = bucket->shard;
-        c->shard.count = MAX(0, MIN(bucket->used - c->shard.from, c->shard.count));
+        c->shard = shard_of(bucket);
         if (is_there(s->model, bucket)) {
             use_there(s, b, c);
             continue;
         }
-        c->m = host(s, c->shard.count);
-        c->v = host(s, c->shard.count);
-        c->master = first ? s->masters[b] = host(s, bucket->count) : host(s, c->shard.count);
-        largest = MAX(largest, bucket->count);
+        c->m = host(c->shard.count);
+        c->v = host(c->shard.count);
+        c->master = host(master_count(bucket, first));
+        if (first) s->masters[b] = c->master;
     }
-    if (!first && largest) s->passing = host(s, largest);
+    s->passing = host(passing_count(s->model, first));
 }
 
 Saver *saver_open(const Config *c, Model *m, const char *run_folder) {
@@ -137,8 +146,6 @@ void saver_close(Saver *s) {
     free(s->run);
     free(s);
 }
-
-int64_t saver_bytes(const Saver *s) { return s->bytes; }
 
 /* ---- the files --------------------------------------------------------------------------------
  */

@@ -68,6 +68,5 @@ bool saver_wait(Saver *s, Error *e);
 /* Whether the last one begun has failed already, without waiting. */
 bool saver_failed(Saver *s);
 void saver_close(Saver *s);
-/* Host bytes that copies are kept in; and will be, of a planned model. */
-int64_t saver_bytes(const Saver *s);
-int64_t saver_needs(const Model *m);
+/* Host bytes that copies are kept in, on rank 0, which keeps all masters, or on another. */
+int64_t saver_needs(const Model *m, bool first);

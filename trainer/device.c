@@ -2,6 +2,7 @@
 #include "trainer/device.h"
 
 #include "kernels/comm.h"
+#include "trainer/host_memory.h"
 
 #include <ctype.h>
 #include <stdlib.h>
@@ -78,6 +79,7 @@ Profile device_profile(const Config *c) {
     Profile p = named ? *named : *profile_find("a100");
     p.name = named ? named->name : "a GPU that is not in the table, taken for an a100";
     p.memory_bytes = (int64_t)gpu.total_bytes;
-    p.host_bytes = available_bytes(0, NULL);
+    p.host_bytes = host_free_bytes();
+    p.host_ranks = comm_world_size() > 1 ? comm_local_size() : 0;
     return p;
 }

@@ -80,10 +80,12 @@ static void plan_all(Learner *l, const Config *c, const Pack *packs, int n, Reco
     }
 }
 
+/* Steps run in the host's memory. */
+static bool one_memory(const Model *m) { return !m->foreign && m->memory.k == &BACKEND_CPU; }
+
 /* By how much the plans are over what there is, on the device or the host: the worse of them. */
 static int64_t over(const Learner *l, int64_t available) {
-    LearnerBytes b = learner_bytes(l);
-    return MAX(b.total - available, b.host - l->model->host_limit);
+    return MAX(learner_bytes(l).total - available, learner_on_host(l) - l->model->host_limit);
 }
 
 /* The least recomputation that fits: memory falls about evenly with the number of blocks that are
@@ -131,11 +133,13 @@ static void check_fits(const Learner *l, const Config *c, int64_t available) {
     const double gib = 1 << 30;
     const Model *m = l->model;
     LearnerBytes b = learner_bytes(l);
-    if (b.host > m->host_limit)
-        die("%.2f GiB of host memory are needed for what rests or waits there, and %.2f GiB are "
-            "free. memory.optimizer.home, memory.activations.home and memory.base.home say what "
-            "that is; fewer frames or a smaller size need less",
-            (double)b.host / gib, (double)m->host_limit / gib);
+    if (b.host && learner_on_host(l) > m->host_limit)
+        die("%.2f GiB of host memory are needed for what rests or waits there%s, and %.2f GiB are "
+            "free for that. memory.optimizer.home, memory.activations.home and memory.base.home "
+            "say what that is; fewer frames or a smaller size need less",
+            (double)learner_on_host(l) / gib,
+            one_memory(m) ? " and for the steps, which this CPU takes in the same memory" : "",
+            (double)m->host_limit / gib);
     if (b.total <= available) return;
     if (c->memory.budget)
         config_die(
@@ -160,21 +164,32 @@ Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs,
     return l;
 }
 
+static size_t losses_bytes(const Learner *l) { return (size_t)l->model->comm->size * sizeof(real); }
+
+static bool updates(const Learner *l) { return l->trains && l->model->training != TRAIN_NOTHING; }
+
 LearnerBytes learner_bytes(const Learner *l) {
-    LearnerBytes b = {.resident = params_device_bytes(l->model->params)};
+    const Model *m = l->model;
+    bool captures = m->foreign || m->memory.k->capture_begin;
+    LearnerBytes b = {.resident = params_device_bytes(m->params),
+                      .host = params_host_bytes(m->params),
+                      .sums = (int64_t)losses_bytes(l) + (updates(l) ? optim_bytes(m->params) : 0)};
     for (int i = 0; i < l->n_shaped; i++) {
         const Plan *p = l->shaped[i].plan;
         b.arena = MAX(b.arena, p->arena_bytes);
         b.workspace = MAX(b.workspace, p->workspace_bytes);
         b.constants += p->const_bytes;
+        b.host += p->host_bytes;
+        if (captures) b.captured += plan_captured_bytes(p);
     }
-    for (int i = 0; i < l->n_shaped; i++) b.host += l->shaped[i].plan->host_bytes;
-    b.host += params_host_bytes(l->model->params);
-    b.total = (int64_t)l->arena_bytes + b.constants + b.resident;
+    b.total = (int64_t)l->arena_bytes + b.constants + b.resident + b.sums + b.captured;
     return b;
 }
 
-static size_t losses_bytes(const Learner *l) { return (size_t)l->model->comm->size * sizeof(real); }
+int64_t learner_on_host(const Learner *l) {
+    LearnerBytes b = learner_bytes(l);
+    return b.host + (one_memory(l->model) ? b.total : 0);
+}
 
 void learner_bind(Learner *l, bool poison) {
     Memory *m = &l->model->memory;
@@ -183,8 +198,7 @@ void learner_bind(Learner *l, bool poison) {
         l->shaped[i].run = run_open(l->shaped[i].plan, m, l->model->stream, l->arena);
         l->shaped[i].run->poison = poison;
     }
-    if (l->trains && l->model->training != TRAIN_NOTHING)
-        l->optim = optim_open(l->model->params, l->model->compute, m);
+    if (updates(l)) l->optim = optim_open(l->model->params, l->model->compute, m);
     l->losses = memory_alloc(m, losses_bytes(l), "losses");
     memory_seal(m, true);
 }

@@ -30,8 +30,11 @@ typedef struct {
 
 /* Memory that a learner needs, in bytes: on the device, in parts and in total, and on the host. */
 typedef struct {
-    int64_t arena, workspace, constants, resident, total;
-    int64_t host;
+    int64_t arena, workspace, constants, resident;
+    int64_t sums;     /* of losses, and for the gradient's norm */
+    int64_t captured; /* of runs that a GPU captures: estimated */
+    int64_t total;
+    int64_t host; /* what rests or is parked there */
 } LearnerBytes;
 
 /* Records and places every pack; nothing is allocated on a device yet. trains: with loss and, where
@@ -48,6 +51,8 @@ Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, 
 void learner_bind(Learner *l, bool poison);
 void learner_close(Learner *l);
 LearnerBytes learner_bytes(const Learner *l);
+/* What that takes of the host's memory: a CPU's own is the same. */
+int64_t learner_on_host(const Learner *l);
 
 /* The numbers of one micro-step of pack `shape`, on the host, samples end to end. */
 typedef struct {

@@ -3,7 +3,7 @@
 
 #include <stdlib.h>
 
-enum { READY = 2, RING = READY + 1 }; /* micro-steps read ahead, and the one in use */
+enum { RING = LOADER_BATCHES, READY = RING - 1 };
 
 struct Loader {
     Samples *samples;

@@ -15,6 +15,8 @@ typedef struct {
 
 typedef struct Loader Loader;
 
+enum { LOADER_BATCHES = 3 }; /* that it keeps: two read ahead, and the one in use */
+
 /* The micro-steps of data-parallel rank `rank` of so many. Begins at sample `consumed` of the run
  * and optimizer step `step`. */
 Loader *loader_open(Samples *s, const Config *c, const Schedule *schedule, int rank, int ranks,

@@ -10,6 +10,7 @@
 #include "trainer/inspect.h"
 #include "trainer/lora.h"
 #include "trainer/profile.h"
+#include "trainer/same.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -313,9 +314,10 @@ static void freeze_adapter(Model *m, const Adapter *a) {
     m->n_frozen = n;
 }
 
-/* Before any of it is taken. */
-static void check_host_memory(const Model *m) {
+/* Before any of it is taken, by any rank: those of one machine have asked what is free there. */
+static void check_host_memory(Model *m) {
     const double gib = 1 << 30;
+    m->host_limit = ranks_least(m->comm, m->stream, m->host_limit);
     int64_t bytes = params_host_bytes(m->params);
     if (bytes > m->host_limit)
         die("%.2f GiB of host memory are needed for what memory.base.home and "

@@ -6,11 +6,18 @@
 
 enum { NORM_CHUNK = 1024 };
 
-Optim optim_open(const ParamSet *p, DType compute, Memory *m) {
-    Optim o = {.scales = compute == DT_F16 && DT_REAL != DT_F16};
-    o.scale.value = o.scales ? LOSS_SCALE_FIRST : 1;
+static int64_t count_chunks(const ParamSet *p) {
+    int64_t n = 0;
     for (int i = 0; i < p->n_buckets; i++)
-        if (p->bucket[i].trained) o.chunks += p->bucket[i].count / NORM_CHUNK;
+        if (p->bucket[i].trained) n += p->bucket[i].count / NORM_CHUNK;
+    return n;
+}
+
+int64_t optim_bytes(const ParamSet *p) { return count_chunks(p) * (int64_t)sizeof(double); }
+
+Optim optim_open(const ParamSet *p, DType compute, Memory *m) {
+    Optim o = {.scales = compute == DT_F16 && DT_REAL != DT_F16, .chunks = count_chunks(p)};
+    o.scale.value = o.scales ? LOSS_SCALE_FIRST : 1;
     o.partial = memory_alloc(m, (size_t)o.chunks * sizeof *o.partial, "gradient norm");
     return o;
 }

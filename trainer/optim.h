@@ -23,6 +23,8 @@ typedef struct {
 
 Optim optim_open(const ParamSet *p, DType compute, Memory *m);
 void optim_close(Optim *o, Memory *m);
+/* What it will keep on the device. */
+int64_t optim_bytes(const ParamSet *p);
 
 /* L2 norm of all gradients, less the loss's scale: f64 sums of chunks, added in the order of
  * buckets and chunks. */

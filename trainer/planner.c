@@ -1,13 +1,15 @@
 /* Owns the search over homes. */
 #include "trainer/planner.h"
 
-#include "trainer/checkpoint.h"
 #include "trainer/device.h"
+#include "trainer/host_memory.h"
 #include "trainer/native.h"
 #include "trainer/same.h"
+#include "trainer/train.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 const char *planned_home(const Model *m, bool trained) {
     static const char *const NAMES[] = {[HOME_DEVICE] = "device",
@@ -40,40 +42,68 @@ static int places(PlaceChoice set, bool open, PlaceChoice more, PlaceChoice out[
     return n;
 }
 
-/* Of the plans for held-out losses and for previews, which lie beside the training one. */
-static int64_t holdout_bytes(Model *m, const Config *c, const Pack *pack) {
-    int plans = (c->data.holdout && c->train.validate_every) + (c->train.sample_every > 0);
-    if (!plans) return 0;
-    Pack one = {1, pack->fhw, pack->text_rows};
+/* Of a plan for one sample of that size, forward only. */
+static int64_t forward_bytes(Model *m, const Config *c, const int64_t fhw[3]) {
+    int64_t text = m->dit->config.text_length;
+    Pack one = {1, (const int64_t(*)[3])fhw, &text};
     Learner *l = learner_try(m, c, &one, 1, false, INT64_MAX);
     LearnerBytes b = learner_bytes(l);
     learner_close(l);
-    return plans * (b.total - b.resident);
+    return b.total - b.resident;
 }
 
+/* Of the plans for held-out losses and for previews, which lie beside the training one. */
+static int64_t holdout_bytes(Model *m, const Config *c, const Pack *pack) {
+    ClipSize z;
+    int64_t bytes = 0;
+    if (c->data.holdout && c->train.validate_every) bytes += forward_bytes(m, c, pack->fhw[0]);
+    if (previews_size(c, &m->dit->config, &z))
+        bytes += forward_bytes(m, c, (const int64_t[]){z.f, z.h, z.w});
+    return bytes;
+}
+
+static bool moves_ahead(const Plan *p) {
+    for (int i = 0; i < p->n_steps; i++)
+        if (p->steps[i].phase == WAIT) return true;
+    return false;
+}
+
+static void apply(Config *c, const MemoryChoice *m) {
+    c->memory.base.home = m->base;
+    c->memory.optimizer.home = m->optimizer;
+    c->memory.activations.home = m->activations;
+    c->memory.prefetch = m->prefetch;
+    c->memory.recompute = m->asked;
+}
+
+/* Where there is no limit. */
+static const Planning NO_LIMIT = {.host_limit = INT64_MAX, .host_ranks = 1};
+
 static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, const Profile *p,
-                            bool foreign, int64_t available, int64_t host_limit) {
+                            bool foreign, int64_t available, const Planning *limits) {
     Config trial = *c; /* borrows the strings */
-    trial.memory.base.home = m.base;
-    trial.memory.optimizer.home = m.optimizer;
-    trial.memory.activations.home = m.activations;
-    trial.memory.prefetch = m.prefetch;
-    trial.memory.recompute = m.asked;
+    apply(&trial, &m);
     Model *model = model_open(&trial, training, MODEL_SHAPES, foreign);
     NativePack native = native_pack(&trial, &model->dit->config);
-    model->host_limit = host_limit;
+    int ranks = limits->host_ranks;
     m.holdout_bytes = holdout_bytes(model, &trial, &native.pack);
+    m.host = host_needs(&trial, model, &native.pack, true);
+    int64_t beside = host_needs_together(&trial, model, &native.pack, ranks) +
+                     (limits->one_memory ? ranks * m.holdout_bytes : 0);
+    m.host_left = model->host_limit = (limits->host_limit - beside) / ranks;
     Learner *l = learner_try(model, &trial, &native.pack, 1, true, available - m.holdout_bytes);
     m.recompute = l->recompute;
     m.hard_blocks = l->hard_blocks;
+    m.ahead = moves_ahead(l->shaped[0].plan);
     m.base_home = planned_home(model, false);
     m.optimizer_home = planned_home(model, true);
     m.activations_home = planned_activations(l);
     m.bytes = learner_bytes(l);
     m.bytes.total += m.holdout_bytes;
-    m.bytes.host += saver_needs(model);
+    m.host_bytes = m.bytes.host + host_needs_total(&m.host);
+    m.host_together = ranks * learner_on_host(l) + beside;
     m.seconds = predicted_seconds(&trial, p, l);
-    m.fits = m.bytes.total <= available && m.bytes.host <= model->host_limit;
+    m.fits = m.bytes.total <= available && m.host_together <= limits->host_limit;
     learner_close(l);
     native_pack_free(&native);
     model_close(model);
@@ -88,10 +118,12 @@ static bool is_best(const MemoryChoice *m) {
 
 /* Of those that do not fit the better one is what the host can hold, and then the smaller. */
 static bool better(const Planning *p, const MemoryChoice *a, const MemoryChoice *b) {
-    bool holds_a = a->bytes.host <= p->host_limit, holds_b = b->bytes.host <= p->host_limit;
+    bool holds_a = a->host_together <= p->host_limit, holds_b = b->host_together <= p->host_limit;
     if (a->fits != b->fits) return a->fits;
     if (a->fits) return a->seconds < b->seconds;
-    return holds_a != holds_b ? holds_a : a->bytes.total < b->bytes.total;
+    if (holds_a != holds_b) return holds_a;
+    return p->one_memory && !holds_a ? a->host_together < b->host_together
+                                     : a->bytes.total < b->bytes.total;
 }
 
 /* Of those that are as good as the fastest the one that takes the least of the host's memory. */
@@ -101,7 +133,7 @@ static void prefer_less(Planning *p) {
     if (!p->tried[p->chosen].fits) return;
     for (int i = 0; i < p->n; i++) {
         const MemoryChoice *m = &p->tried[i];
-        if (m->fits && m->seconds <= most && m->bytes.host < p->tried[p->chosen].bytes.host)
+        if (m->fits && m->seconds <= most && m->host_bytes < p->tried[p->chosen].host_bytes)
             p->chosen = i;
     }
 }
@@ -127,7 +159,7 @@ static PrefetchChoice prefetch_first(const Config *c, const Profile *p) {
 static double unlimited(const Config *c, Training training, const Profile *p, bool foreign) {
     MemoryChoice m = {
         .base = PLACE_AUTO, .prefetch = prefetch_first(c, p), .asked = c->memory.recompute};
-    return try_one(c, m, training, p, foreign, INT64_MAX, INT64_MAX).seconds;
+    return try_one(c, m, training, p, foreign, INT64_MAX, &NO_LIMIT).seconds;
 }
 
 enum { MAX_RECOMPUTES = 3 };
@@ -190,12 +222,13 @@ Planning planner_try(const Config *c, Training training, const Profile *profile,
     MemoryChoice list[MAX_CANDIDATES];
     int n = candidates(c, training, profile, list);
     Planning p = {.tried = xcalloc((size_t)n, sizeof *p.tried),
-                  .host_limit =
-                      profile->host_bytes ? profile->host_bytes : available_bytes(0, NULL)};
+                  .host_limit = profile->host_bytes ? profile->host_bytes : host_free_bytes(),
+                  .host_ranks = profile_host_ranks(profile, (int)c->plan.world),
+                  .one_memory = !foreign};
+    if (p.one_memory) p.host_limit -= p.host_ranks * profile->context_bytes;
     for (int i = 0; i < n && !(p.n && is_best(&p.tried[0])); i++)
         if (!p.n || !is_slower(&list[i], &p.tried[p.n - 1]))
-            p.tried[p.n++] =
-                try_one(c, list[i], training, profile, foreign, available, p.host_limit);
+            p.tried[p.n++] = try_one(c, list[i], training, profile, foreign, available, &p);
     rank(&p);
     p.unlimited_seconds =
         is_best(&p.tried[0]) ? p.tried[0].seconds : unlimited(c, training, profile, foreign);
@@ -212,8 +245,8 @@ static const MemoryChoice *smallest(const Planning *p, int64_t available) {
     const MemoryChoice *found = NULL;
     for (int i = 0; i < p->n; i++) {
         const MemoryChoice *m = &p->tried[i];
-        if (m->bytes.host <= p->host_limit || m->bytes.total > available) continue;
-        if (!found || m->bytes.host < found->bytes.host) found = m;
+        if (m->host_together <= p->host_limit || m->bytes.total > available) continue;
+        if (!found || m->host_together < found->host_together) found = m;
     }
     return found;
 }
@@ -222,36 +255,30 @@ static const MemoryChoice *smallest(const Planning *p, int64_t available) {
 NORETURN static void refuse(const Config *c, const Planning *p, int64_t available) {
     const MemoryChoice *m = &p->tried[p->chosen], *else_ = smallest(p, available);
     const double gib = 1 << 30;
+    bool frozen = strcmp(m->base_home, "none") != 0;
     int64_t most = c->memory.budget ? c->memory.budget : available;
     char *host = else_ ? xprintf("; it would do with %.3f GiB of host memory, of which %.3f GiB "
                                  "are free",
-                                 (double)else_->bytes.host / gib, (double)p->host_limit / gib)
+                                 (double)else_->host_together / gib, (double)p->host_limit / gib)
                        : xstrdup("");
     char *least = xprintf(
-        "the least possible is %.3f GiB, with base weights at %s, the optimizer at %s, activations "
-        "at %s and %s%s. Fewer frames, a smaller size, batch or rank need less",
-        (double)(most - available + m->bytes.total) / gib, m->base_home, m->optimizer_home,
-        m->activations_home,
+        "the least possible is %.3f GiB, with %s%s%sthe optimizer at %s, activations at %s and "
+        "%s%s. Fewer frames, a smaller size, batch or rank need less",
+        (double)(most - available + m->bytes.total) / gib, frozen ? "base weights at " : "",
+        frozen ? m->base_home : "", frozen ? ", " : "", m->optimizer_home, m->activations_home,
         m->recompute == MEMORY_RECOMPUTE_BLOCK       ? "every block recomputed"
         : m->recompute == MEMORY_RECOMPUTE_SELECTIVE ? "blocks recomputed but for attention"
                                                      : "nothing recomputed",
         host);
     if (m->bytes.total <= available)
-        die("%.3f GiB of host memory are needed for what rests or waits there, and %.3f GiB are "
+        die("%.3f GiB of host memory are needed for what rests or waits there%s, and %.3f GiB are "
             "free; %s",
-            (double)m->bytes.host / gib, (double)p->host_limit / gib, least);
+            (double)m->host_together / gib, p->host_ranks > 1 ? ", by all ranks of a host" : "",
+            (double)p->host_limit / gib, least);
     if (c->memory.budget)
         config_die(c, "memory.budget", "%.3f GiB is too little: %s", (double)most / gib, least);
     die("the %.3f GiB of device memory that are free are too little: %s", (double)most / gib,
         least);
-}
-
-static void apply(Config *c, const MemoryChoice *m) {
-    c->memory.base.home = m->base;
-    c->memory.optimizer.home = m->optimizer;
-    c->memory.activations.home = m->activations;
-    c->memory.prefetch = m->prefetch;
-    c->memory.recompute = m->asked;
 }
 
 void planner_apply(Config *c, const Planning *p, int64_t available) {
@@ -263,12 +290,13 @@ void planner_apply(Config *c, const Planning *p, int64_t available) {
 /* ---- before a run -----------------------------------------------------------------------------
  */
 
-/* Rank 0's figures, and the least memory of all. */
+/* Rank 0's figures, the least memory of all and the most ranks that share it. */
 static Profile agree(Comm *ranks, Profile mine) {
     Profile *all = xcalloc((size_t)ranks->size, sizeof *all);
     ranks->all_gather(ranks, NULL, DT_U8, sizeof mine, &mine, all);
     all[0].name = mine.name; /* an address of another process */
     all[0].host_bytes = ranks_least(ranks, NULL, mine.host_bytes);
+    all[0].host_ranks = (int)-ranks_least(ranks, NULL, -mine.host_ranks);
     mine = all[0];
     free(all);
     return mine;

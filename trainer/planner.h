@@ -5,7 +5,7 @@
  * profile. Every choice gives the same numbers. */
 #pragma once
 
-#include "trainer/learner.h"
+#include "trainer/host_needs.h"
 #include "trainer/step_time.h"
 
 /* One way to hold it. */
@@ -15,10 +15,15 @@ typedef struct {
     RecomputeChoice asked;     /* as in memory.recompute; auto: the least that fits */
     RecomputeChoice recompute; /* and hard_blocks: what that is, see Learner */
     int64_t hard_blocks;
+    bool ahead; /* there are moves that set out ahead */
     /* Where that is, by name: "device", "host", "ranks", "file"; "none": there are none. */
     const char *base_home, *optimizer_home, *activations_home;
     int64_t holdout_bytes; /* of the plans for held-out losses and previews; 0: there are none */
-    LearnerBytes bytes;    /* the total with that, what is on the host with copies to be saved */
+    LearnerBytes bytes;    /* the total with that */
+    HostNeeds host;        /* of rank 0, beside the plan */
+    int64_t host_bytes;    /* of rank 0, plan and all */
+    int64_t host_left;     /* of the host's memory, for the plan of one rank */
+    int64_t host_together; /* of all ranks on rank 0's host; on a CPU with the device's, its own */
     double seconds;        /* of an optimizer step, predicted */
     bool fits;
 } MemoryChoice;
@@ -29,7 +34,9 @@ typedef struct {
     int chosen;               /* the fastest that fits; else the smallest that the host can hold */
     int next;                 /* the fastest of the others that fit; -1: none */
     double unlimited_seconds; /* the fastest of all, were there no limit */
-    int64_t host_limit;       /* bytes of host memory that there are */
+    int64_t host_limit;       /* bytes of host memory that there are, for all ranks there */
+    int host_ranks;           /* that share it */
+    bool one_memory;          /* a CPU's: what its device holds is in the host's, too */
 } Planning;
 
 /* Tries them on models without memory; `foreign` as for model_open. */

@@ -4,6 +4,7 @@
 
 #include "kernels/comm.h"
 #include "kernels/random.h"
+#include "trainer/host_memory.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -20,22 +21,22 @@
  * % for products, attention at 60 % of that, 90 % of the memory rate; links are NVLink one way, or
  * the PCIe slot. Host rates: the slot's (16 lanes of PCIe 4 or 5) less 20 %; host memory: 8 to 12
  * channels of a server, 2 of a workstation, at 80 %; 1 TiB of it in a server, 96 GiB in a
- * workstation, are assumed. */
+ * workstation, are assumed, and 8 and 4 such devices. */
 static const Profile PROFILES[] = {
     /* Two to four cores, for choices that must not depend on the moment. */
-    {"cpu", false, 0, CPU_CONTEXT_BYTES, 2e11, 1.5e11, 1.5e11, 3e10, 7e9, 1.5e10, 0, 3e10},
+    {"cpu", false, 0, CPU_CONTEXT_BYTES, 2e11, 1.5e11, 1.5e11, 3e10, 7e9, 1.5e10, 0, 3e10, 0},
     {"h200", true, GIB(139), GPU_CONTEXT_BYTES, 790e12, 497e12, 474e12, 4.3e12, 4.5e11, 5.0e10,
-     HOST(1024), 2e11},
+     HOST(1024), 2e11, 8},
     {"h100", true, GIB(79), GPU_CONTEXT_BYTES, 790e12, 497e12, 474e12, 3.0e12, 4.5e11, 5.0e10,
-     HOST(1024), 2e11},
+     HOST(1024), 2e11, 8},
     {"a100", true, GIB(79), GPU_CONTEXT_BYTES, 250e12, 150e12, 140e12, 1.8e12, 3.0e11, 2.4e10,
-     HOST(1024), 1e11},
+     HOST(1024), 1e11, 8},
     {"rtx5090", true, GIB(31), GPU_CONTEXT_BYTES, 167e12, 100e12, 95e12, 1.6e12, 5.0e10, 5.0e10,
-     HOST(96), 6e10},
+     HOST(96), 6e10, 4},
     {"rtx4090", true, GIB(23), GPU_CONTEXT_BYTES, 132e12, 80e12, 75e12, 0.9e12, 2.5e10, 2.4e10,
-     HOST(96), 6e10},
+     HOST(96), 6e10, 4},
     {"rtx3090", true, GIB(23), GPU_CONTEXT_BYTES, 57e12, 34e12, 32e12, 0.84e12, 2.5e10, 2.4e10,
-     HOST(96), 6e10},
+     HOST(96), 6e10, 4},
 };
 
 const Profile *profile_find(const char *name) {
@@ -50,40 +51,17 @@ void profile_list(char *text, size_t size) {
         at += (size_t)snprintf(text + at, size - at, "%s%s", i ? ", " : "", PROFILES[i].name);
 }
 
-/* A number of bytes after `key` in a file of the system; `none`: it is not there. */
-static int64_t read_bytes(const char *path, const char *key, int64_t unit, int64_t none) {
-    FILE *f = fopen(path, "r");
-    char line[256];
-    int64_t bytes = none;
-    size_t n = strlen(key);
-    while (f && fgets(line, sizeof line, f)) {
-        char *end = line;
-        if (strncmp(line, key, n)) continue;
-        int64_t value = strtoll(line + n, &end, 10);
-        if (end != line + n) bytes = value * unit;
-    }
-    if (f) fclose(f);
-    return bytes;
-}
-
-/* The memory that programs can have: free, or of files that were read, which the system gives up
- * for them; within what the control group allows. */
-static int64_t host_free_bytes(void) {
-    int64_t free_bytes = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    free_bytes = read_bytes("/proc/meminfo", "MemAvailable:", 1024, free_bytes);
-    int64_t most = read_bytes("/sys/fs/cgroup/memory.max", "", 1, INT64_MAX); /* "max": none */
-    if (most == INT64_MAX) return free_bytes;
-    most -= read_bytes("/sys/fs/cgroup/memory.current", "", 1, 0) -
-            read_bytes("/sys/fs/cgroup/memory.stat", "inactive_file ", 1, 0);
-    return MIN(free_bytes, most);
-}
-
 int64_t available_bytes(int64_t budget, const Profile *profile) {
     bool here = !profile || !profile->cuda;
     int64_t context = here ? CPU_CONTEXT_BYTES : profile->context_bytes;
     if (budget) return budget - context;
     if (!here) return profile->memory_bytes - context;
     return host_free_bytes() / comm_local_size() - context;
+}
+
+int profile_host_ranks(const Profile *p, int world) {
+    int room = p->host_ranks ? p->host_ranks : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    return MAX(1, MIN(world, room));
 }
 
 /* Edges of the product and elements of the copy, which no cache holds; of the attention, on a CPU
@@ -261,7 +239,8 @@ Profile profile_measure(void) {
                  .attention_forward_flops = 4 * pairs / fastest(&t, run_forward),
                  .attention_backward_flops = 10 * pairs / fastest(&t, run_backward),
                  .memory_rate = copy_rate(&t)};
-    p.host_bytes = available_bytes(0, NULL);
+    p.host_bytes = host_free_bytes();
+    p.host_ranks = comm_world_size() > 1 ? comm_local_size() : 0;
     p.host_rate = p.memory_rate / 2; /* each byte is read and written */
     p.host_memory_rate = p.memory_rate;
     p.link_rate = p.memory_rate / 4; /* ranks on one machine: through shared memory, in and out */

@@ -104,7 +104,11 @@ StepTime step_time(const Config *c, const Profile *p, const Learner *l) {
     return t;
 }
 
+double step_seconds(const StepTime *t) {
+    return t->products + t->attention + t->memory + t->exchange + t->moves + t->update;
+}
+
 double predicted_seconds(const Config *c, const Profile *p, const Learner *l) {
     StepTime t = step_time(c, p, l);
-    return t.products + t.attention + t.memory + t.exchange + t.moves + t.update;
+    return step_seconds(&t);
 }

@@ -17,4 +17,6 @@ typedef struct {
  * beside them, and so do updates in host memory (see bucket_update). */
 StepTime step_time(const Config *c, const Profile *p, const Learner *l);
 /* The sum of its parts. */
+double step_seconds(const StepTime *t);
+/* That of step_time. */
 double predicted_seconds(const Config *c, const Profile *p, const Learner *l);

@@ -1,7 +1,7 @@
 /* Owns the training run: what it opens, the loop over its steps, and how it ends. */
 #include "trainer/train.h"
-#include "data/lock.h"
 #include "trainer/cli.h"
+#include "trainer/host_needs.h"
 #include "trainer/planner.h"
 #include "trainer/same.h"
 #include "trainer/stop.h"
@@ -53,21 +53,16 @@ static char *find_start(Train *t, const char *folder) {
     return from;
 }
 
-/* Ranks of other weights would train another model; the digests are remembered beside those of the
- * data, for the next start. */
-static void compare_weights(const Train *t) {
-    const Model *m = t->model;
-    CacheFiles *files = t->samples->wanted->files;
-    char digest[CACHE_KEY_CHARS], *folder = wanted_cache_folder(t->config);
+/* Ranks of other weights would train another model. Weights may lie on each host's own disk and be
+ * tens of gigabytes: samples of them are compared, in less time than a rank may keep others
+ * waiting.
+ */
+static void compare_weights(const Model *m) {
+    char digest[CACHE_KEY_CHARS];
     Error e;
-    if (m->comm->size > 1) {
-        if (!cache_files_digest_folder(files, m->folder, digest, &e)) die_error(&e);
-        ranks_agree(m->comm, "transformer (model.path)", digest);
-        int lock = m->comm->rank ? -1 : folder_lock(folder, "writes this cache", &e);
-        if (lock >= 0 && !cache_files_save(files, &e)) die_error(&e);
-        folder_unlock(lock);
-    }
-    free(folder);
+    if (m->comm->size == 1) return;
+    if (!cache_files_sample_folder(m->folder, digest, &e)) die_error(&e);
+    ranks_agree(m->comm, "transformer (model.path)", digest);
 }
 
 static void open_data(Train *t, bool resumed) {
@@ -75,7 +70,7 @@ static void open_data(Train *t, bool resumed) {
     int ranks = t->model->data_ranks;
     t->samples = samples_open(c);
     ranks_agree(t->model->comm, "set of samples (data.path, data.cache)", t->samples->digest);
-    compare_weights(t);
+    compare_weights(t->model);
     if (resumed && strcmp(t->samples->digest, t->at.dataset))
         config_die(c, "data.path",
                    "the samples are not those that the run began with: clips, captions or settings "
@@ -83,15 +78,21 @@ static void open_data(Train *t, bool resumed) {
                    "with another train.out");
     snprintf(t->at.dataset, sizeof t->at.dataset, "%s", t->samples->digest);
     t->at.global_batch = c->train.batch * c->train.accumulate * ranks;
-    if (t->at.global_batch > t->samples->n_train && ranks > t->samples->n_train)
-        config_die(c, "data.path", "%d samples are fewer than the %d ranks that take one each",
-                   t->samples->n_train, ranks);
+    if (t->at.global_batch > t->samples->n_train)
+        config_die(c, "data.path",
+                   "%d samples are fewer than the %lld that one step takes: train.batch %lld x "
+                   "train.accumulate %lld x %d ranks%s. Give more clips, or more data.windows of "
+                   "each, or lower train.batch, train.accumulate or the number of ranks",
+                   t->samples->n_train, (long long)t->at.global_batch, (long long)c->train.batch,
+                   (long long)c->train.accumulate, t->model->comm->size,
+                   c->ranks.sequence > 1 ? " / ranks.sequence" : "");
 }
 
 static void open_work(Train *t) {
     const Config *c = t->config;
     Pack pack = samples_pack(t->samples, (int)c->train.batch);
     int64_t available = model_available(t->model, c);
+    host_needs_reserve(c, t->model, &pack);
     t->holdout = holdout_open(t, available);
     if (t->holdout.learner) {
         LearnerBytes b = learner_bytes(t->holdout.learner);

@@ -1,6 +1,7 @@
 /* `cogsmith train`: a run from its folder to its result. The parts, for trainer/train*.c alone. */
 #pragma once
 
+#include "trainer/clip_size.h"
 #include "trainer/learner.h"
 #include "trainer/loader.h"
 #include "trainer/progress.h"
@@ -70,6 +71,10 @@ bool holdout_loss(Train *t, double *loss, Error *e);
  * train.sample_every is 0. */
 Previews *previews_open(const Config *c, Samples *s);
 void previews_close(Previews *p);
+/* The size of those that a config asks for; false: there are none. */
+bool previews_size(const Config *c, const DitConfig *model, ClipSize *size);
+/* What they will take of the host's memory, on rank 0 or another. */
+int64_t previews_host_bytes(const Config *c, const DitConfig *model, bool first);
 /* Ends the program where there is no memory for them beside the training. Every rank must call it.
  */
 void previews_check(const Train *t);

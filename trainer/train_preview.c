@@ -48,14 +48,50 @@ static void choose_prompts(Previews *p, const Config *c, const Samples *s) {
     }
 }
 
-static void fix_size(Previews *p, const Config *c, const Samples *s) {
-    const VideoWant *want = &s->wanted->want;
-    const SampleConfig *k = &c->sample;
+/* frames and so on: what a config leaves unsaid. false: *key and *e say what is wrong. */
+static bool size_of(const SampleConfig *k, const DitConfig *model, int64_t frames, int64_t height,
+                    int64_t width, ClipSize *size, const char **key, Error *e) {
+    return clip_size(size, model, k->frames ? k->frames : frames, k->height ? k->height : height,
+                     k->width ? k->width : width, key, e);
+}
+
+bool previews_size(const Config *c, const DitConfig *model, ClipSize *size) {
+    const DataConfig *d = &c->data;
     const char *key;
     Error e;
-    if (!clip_size(&p->size, &s->wanted->model, k->frames ? k->frames : want->frames,
-                   k->height ? k->height : want->height, k->width ? k->width : want->width, &key,
-                   &e)) {
+    return c->train.sample_every &&
+           size_of(&c->sample, model, d->frames, d->height, d->width, size, &key, &e);
+}
+
+/* How many prompts there will be, at most. */
+static int64_t count_prompts(const Config *c) {
+    if (!c->sample.prompt && !c->sample.prompts) return OWN_PROMPTS;
+    StringList list = prompts_read(c);
+    int64_t n = list.count;
+    prompts_free(&list);
+    return n;
+}
+
+int64_t previews_host_bytes(const Config *c, const DitConfig *model, bool first) {
+    ClipSize z;
+    if (!previews_size(c, model, &z)) return 0;
+    int64_t n = count_prompts(c), halves = c->sample.guidance > 1 ? 2 : 1;
+    int64_t latents = clip_elements(&z, model), text = model->text_length * model->text_dim;
+    int64_t pixels = VAE_COLORS * z.frames_out * z.height * z.width;
+    bool image = model->in_channels != model->out_channels;
+    int64_t held = (n + 1) * text + n * (image ? 2 : 1) * latents;
+    int64_t sampler = halves * (text + (image ? 3 : 2) * latents) + 2 * latents;
+    int64_t decoded = 2 * pixels + latents; /* planes and frames */
+    if (!first) return (held + sampler) * (int64_t)sizeof(float);
+    return (held + MAX(sampler, decoded)) * (int64_t)sizeof(float) + pixels;
+}
+
+static void fix_size(Previews *p, const Config *c, const Samples *s) {
+    const VideoWant *want = &s->wanted->want;
+    const char *key;
+    Error e;
+    if (!size_of(&c->sample, &s->wanted->model, want->frames, want->height, want->width, &p->size,
+                 &key, &e)) {
         char *path = xprintf("sample.%s", key);
         config_die(c, path, "%s", e.text);
     }

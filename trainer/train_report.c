@@ -59,9 +59,6 @@ void report_start(const Train *t, bool resumed) {
     fprintf(stderr, "samples   %d of %lld frames of %lld x %lld; %d held out (%s)\n", s->n_train,
             (long long)w->want.frames, (long long)w->want.height, (long long)w->want.width,
             s->n_holdout, w->dataset.layout);
-    if (t->at.global_batch > s->n_train)
-        fprintf(stderr, "          fewer than the %lld of a step, in which they come again\n",
-                (long long)t->at.global_batch);
     fprintf(stderr,
             "steps     %lld of %lld samples (batch %lld, accumulate %lld, %d ranks): %.3g "
             "epochs\n",
@@ -73,7 +70,7 @@ void report_start(const Train *t, bool resumed) {
             "GiB for checkpoints\n",
             (double)planned_bytes(t) / (1 << 30), RECOMPUTE[t->learner->recompute],
             (double)learner_bytes(t->learner).host / (1 << 30),
-            (double)saver_bytes(t->saver) / (1 << 30));
+            (double)saver_needs(t->model, true) / (1 << 30));
     fprintf(stderr, "time      about %s: %.3g s a step, predicted\n", time, step);
     fprintf(stderr, "out       %s%s\n", t->run.path,
             resumed ? xprintf(", going on after step %lld", (long long)t->at.step) : "");

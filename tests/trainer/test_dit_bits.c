@@ -1,6 +1,7 @@
 /* The transformer of every variant through the Learner, bit for bit: recomputation, threads, homes,
  * packs, repeats and accumulation change nothing. Every arena is poisoned. */
 #include "tests/kernels/fixture.h"
+#include "tests/trainer/micro.h"
 #include "tests/trainer/models.h"
 
 #include <omp.h>
@@ -47,15 +48,20 @@ static int64_t latent_count(const Setting *s, int id) {
 
 static int64_t text_count(const Setting *s, int id) { return s->variant->text[id % 2] * TEXT_DIM; }
 
-/* The numbers called `salt` of all samples of a pack, end to end. */
-static float *draw(const Setting *s, const Ids *pack, uint32_t salt,
-                   int64_t (*count)(const Setting *, int)) {
-    int64_t n = 0, at = 0;
-    for (int i = 0; i < pack->n; i++) n += count(s, pack->ids[i]);
+typedef struct {
+    const Setting *setting;
+    const Ids *pack;
+} Numbers;
+
+/* Of all samples of a pack, end to end. */
+static float *draw(const void *context, Drawn kind, int64_t n) {
+    const Numbers *from = context;
     float *values = BACKEND_CPU.alloc((size_t)n * sizeof *values);
-    for (int i = 0; i < pack->n; i++) {
-        int64_t each = count(s, pack->ids[i]);
-        float *own = numbers(each, salt + 100 * (uint32_t)pack->ids[i]);
+    int64_t at = 0;
+    for (int i = 0; i < from->pack->n; i++) {
+        int id = from->pack->ids[i];
+        int64_t each = (kind == DRAWN_TEXT ? text_count : latent_count)(from->setting, id);
+        float *own = numbers(each, kind + 1 + 100 * (uint32_t)id);
         memcpy(values + at, own, (size_t)each * sizeof *own);
         at += each;
         release(1, own);
@@ -136,34 +142,22 @@ static void lesson_close(Lesson *l) {
 static void lesson_micro(Lesson *l, int shape, int step, int micro, int micros, Result *r) {
     const Setting *s = &l->setting;
     const Ids *pack = &s->pack[shape];
-    int64_t timesteps[12], count = 0;
-    uint32_t ordinals[12];
+    DrawnMicro d;
+    micro_draw(&d, l->learner, shape, draw, &(Numbers){s, pack});
     for (int i = 0; i < pack->n; i++) {
-        timesteps[i] = (pack->ids[i] * 331 + 17) % TRAIN_TIMESTEPS;
-        ordinals[i] = (uint32_t)pack->ids[i];
-        count += latent_count(s, pack->ids[i]);
+        d.timesteps[i] = (pack->ids[i] * 331 + 17) % TRAIN_TIMESTEPS;
+        d.ordinals[i] = (uint32_t)pack->ids[i];
     }
-    float *noisy = draw(s, pack, 1, latent_count), *image = draw(s, pack, 2, latent_count);
-    float *target = draw(s, pack, 3, latent_count), *text = draw(s, pack, 4, text_count);
-    bool takes_image = l->learner->shaped[shape].io.image;
-    Micro m = {.shape = shape,
-               .noisy = noisy,
-               .image = takes_image ? image : NULL,
-               .text = text,
-               .target = target,
-               .timesteps = timesteps,
-               .ordinals = ordinals,
-               .seed = 11,
-               .step = (uint32_t)step,
-               .micro = micro,
-               .micros = micros};
-    float loss = (float)learner_micro(l->learner, &m);
+    d.micro.step = (uint32_t)step;
+    d.micro.micro = micro;
+    d.micro.micros = micros;
+    float loss = (float)learner_micro(l->learner, &d.micro);
     take(r, &loss, 1);
-    learner_losses(l->learner, shape, target);
-    take(r, target, pack->n);
-    learner_prediction(l->learner, shape, noisy);
-    take(r, noisy, count);
-    release(4, noisy, image, target, text);
+    learner_losses(l->learner, shape, d.values[DRAWN_TARGET]);
+    take(r, d.values[DRAWN_TARGET], pack->n);
+    learner_prediction(l->learner, shape, d.values[DRAWN_NOISY]);
+    take(r, d.values[DRAWN_NOISY], d.count);
+    micro_release(&d);
 }
 
 static void take_params(Result *r, const ParamSet *p, bool grads) {
@@ -191,10 +185,12 @@ static void lesson_step(Lesson *l, int step) {
     assert_int_equal(count_owed(m->params), l->setting.optimizer ? trained : 0);
 }
 
-/* What lies in host memory, and what went there and came from there in the last micro-step, is what
- * the plan says. */
-static void expect_host(const Lesson *l, int shape, int64_t copied_before) {
-    const Memory *host = &l->model->host;
+/* What lies on the device and in host memory, and what went there and came from there in the last
+ * micro-step, is what the plan says. */
+static void expect_planned(const Lesson *l, int shape, int64_t copied_before) {
+    const Memory *host = &l->model->host, *device = &l->model->memory;
+    assert_int_equal(device->bytes, learner_bytes(l->learner).total);
+    assert_int_equal(device->peak_bytes, device->bytes);
     int64_t copied = host->copied_bytes - copied_before;
     assert_int_equal(host->bytes, learner_bytes(l->learner).host);
     assert_int_equal(host->peak_bytes, host->bytes);
@@ -211,7 +207,7 @@ static Result learn(Setting s) {
             int shape = (step * micros + i) % s.n_packs;
             int64_t copied = l.model->host.copied_bytes;
             lesson_micro(&l, shape, step, i, micros, &r);
-            expect_host(&l, shape, copied);
+            expect_planned(&l, shape, copied);
             assert_int_equal(l.learner->shaped[shape].run->high_water_bytes,
                              l.learner->shaped[shape].plan->arena_bytes);
         }

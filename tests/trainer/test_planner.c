@@ -16,6 +16,8 @@
 
 #include <cmocka.h>
 
+#include "tests/trainer/ends.h"
+
 #define GIB(n) ((int64_t)((n)*1073741824.0))
 
 static Config *config_for(const char *variant, const char *method) {
@@ -121,45 +123,31 @@ static void the_best_ends_the_search(void **state) {
 /* ---- what does not fit ------------------------------------------------------------------------
  */
 
-/* What is said, of the caller's own; the exit code is 2. */
-static char *refusal(Config *c, int64_t available, int64_t host) {
-    char path[] = "/tmp/cogsmith-planner-XXXXXX";
-    int file = mkstemp(path), status;
-    assert_true(file >= 0);
-    pid_t child = fork();
-    if (!child) {
-        if (dup2(file, STDERR_FILENO) < 0) _exit(3);
-        choose(c, "rtx4090", available, host);
-        _exit(0);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    char *text = text_of(path);
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != EXIT_USER)
-        fail_msg("status %d: %s", status, text);
-    close(file);
-    unlink(path);
-    return text;
-}
+/* A run on one rtx4090 that has so much. */
+typedef struct {
+    Config *config;
+    int64_t available, host;
+} Little;
 
-static void expect_parts(char *text, const char *const *parts) {
-    for (int i = 0; parts[i]; i++)
-        if (!strstr(text, parts[i])) fail_msg("expected '%s' in: %s", parts[i], text);
-    if (strchr(text, '\n') != text + strlen(text) - 1) fail_msg("expected one line: %s", text);
-    free(text);
+static void choose_within(void *context) {
+    const Little *l = context;
+    choose(l->config, "rtx4090", l->available, l->host);
 }
 
 #define REFUSES(c, available, host, ...)                                                           \
-    expect_parts(refusal(c, available, host), (const char *const[]){__VA_ARGS__, NULL})
+    ENDS(choose_within, (&(Little){c, available, host}), EXIT_USER, __VA_ARGS__)
 
 static void too_little_of_everything(void **state) {
     (void)state;
-    Config *c = config_for("5b", "full");
+    Config *c = config_for("5b", "full"), *lora = config_for("5b", "lora");
     REFUSES(c, GIB(2), 0, "the 2.000 GiB of device memory that are free are too little",
-            "the least possible is ", "base weights at none", "the optimizer at host",
-            "every block recomputed", "a smaller size");
+            "the least possible is ", "GiB, with the optimizer at host", "every block recomputed",
+            "a smaller size");
+    REFUSES(lora, GIB(1), 0, "with base weights at host, the optimizer at host");
     set(c, "memory.budget", "2560MiB");
     REFUSES(c, GIB(2), 0, "memory.budget: 2.500 GiB is too little: the least possible is ");
     config_free(c);
+    config_free(lora);
 }
 
 /* The device would do if the host had more: that is said, with both figures. With the optimizer on
@@ -174,51 +162,123 @@ static void too_little_host_memory(void **state) {
     config_free(c);
 }
 
-/* Every rank of a group takes rows of the text and of the video. */
-static void too_few_rows_for_the_ranks(void **state) {
+/* Four ranks that share a host need four times the memory, and it is rank 0 that keeps the masters
+ * whole for checkpoints: a byte less than their sum is too little. */
+static void ranks_of_a_host_add_up(void **state) {
     (void)state;
-    char path[] = "/tmp/cogsmith-planner-XXXXXX";
-    int file = mkstemp(path), status;
-    Config *c = tiny_config("5b");
-    set(c, "plan.world", "2"), set(c, "ranks.sequence", "2");
-    Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, false);
-    pid_t child = fork();
-    if (!child) {
-        Pack pack = {1, (const int64_t[][3]){{3, 4, 8}}, (const int64_t[]){1}};
-        if (dup2(file, STDERR_FILENO) < 0) _exit(3);
-        learner_plan(m, c, &pack, 1, true, INT64_MAX);
-        _exit(0);
+    Profile p = *profile_find("rtx4090");
+    Config *c = config_for("5b", "full");
+    set(c, "memory.optimizer.home", "host");
+    set(c, "memory.recompute", "block");
+    set(c, "ranks.zero", "3");
+    set(c, "plan.world", "8");
+    p.host_bytes = GIB(1000);
+    for (int ranks = 1; ranks <= 4; ranks *= 4) {
+        p.host_ranks = ranks;
+        Planning all = planner_try(c, TRAIN_FULL, &p, true, GIB(22));
+        MemoryChoice m = all.tried[all.chosen];
+        assert_int_equal(all.host_ranks, ranks);
+        assert_true(m.fits && m.bytes.host > GIB(8));
+        int64_t others = m.host_together - m.host_bytes;
+        assert_true(others >= (ranks - 1) * (m.bytes.host + GPU_HOST_BYTES));
+        assert_true(others <= (ranks - 1) * m.host_bytes);
+        planner_close(&all);
+        Profile less = p;
+        less.host_bytes = m.host_together - 1;
+        set(c, "memory.activations.home", m.activations == PLACE_HOST ? "host" : "device");
+        set(c, "memory.prefetch", m.prefetch == PREFETCH_ON ? "on" : "off");
+        Planning none = planner_try(c, TRAIN_FULL, &less, true, GIB(22));
+        assert_false(none.tried[none.chosen].fits);
+        planner_close(&none);
+        set(c, "memory.activations.home", "auto");
+        set(c, "memory.prefetch", "auto");
     }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == EXIT_USER);
-    expect_parts(text_of(path), (const char *const[]){"ranks.sequence: 2 ranks cannot share",
-                                                      "1 text rows", "at most 1", NULL});
-    close(file);
-    unlink(path);
+    config_free(c);
+}
+
+/* Where a CPU's one memory holds none of them, what is left is the least of both together. */
+static void the_least_of_one_memory(void **state) {
+    (void)state;
+    Profile p = *profile_find("cpu");
+    Config *c = config_for("5b", "lora");
+    p.host_bytes = GIB(8);
+    Planning none = planner_try(c, TRAIN_LORA, &p, false, GIB(8) - p.context_bytes);
+    const MemoryChoice *chosen = &none.tried[none.chosen];
+    assert_true(none.one_memory && !chosen->fits);
+    for (int i = 0; i < none.n; i++) {
+        assert_true(chosen->host_together <= none.tried[i].host_together);
+        assert_true(none.tried[i].host_together >= none.tried[i].bytes.total);
+    }
+    p.host_bytes = chosen->host_together + p.context_bytes;
+    Planning enough = planner_try(c, TRAIN_LORA, &p, false, p.host_bytes - p.context_bytes);
+    assert_true(enough.tried[enough.chosen].fits);
+    planner_close(&none);
+    planner_close(&enough);
+    config_free(c);
+}
+
+/* Checkpoints' copies, batches read ahead, previews and the program lie on the host, too. */
+static void what_lies_beside_plans_counts(void **state) {
+    (void)state;
+    Config *c = config_for("1.5-5b", "lora");
+    Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, true);
+    NativePack native = native_pack(c, &m->dit->config);
+    HostNeeds without = host_needs(c, m, &native.pack, true);
+    int64_t latents = 16 * 22 * 96 * 170, text = 226 * 4096;
+    assert_int_equal(without.batches, 3 * (2 * latents + text) * 4);
+    assert_int_equal(without.copies, 3 * 4 * params_total(m->params, true));
+    assert_int_equal(without.previews, 0);
+    set(c, "train.sample_every", "100");
+    HostNeeds first = host_needs(c, m, &native.pack, true);
+    HostNeeds other = host_needs(c, m, &native.pack, false);
+    int64_t frames = 81 * 768 * 1360 * 3;
+    assert_true(first.previews > (2 * 4 + 1) * frames && first.previews < 10 * frames);
+    assert_true(other.previews > 8 * latents * 4 && other.previews < first.previews / 2);
+    int64_t limit = m->host_limit = GIB(64);
+    host_needs_reserve(c, m, &native.pack);
+    assert_int_equal(limit - m->host_limit, host_needs_total(&first));
+    native_pack_free(&native);
     model_close(m);
     config_free(c);
 }
 
-static char *budget_refusal(Config *c, const T5 *t, int64_t length) {
-    char path[] = "/tmp/cogsmith-planner-XXXXXX";
-    int file = mkstemp(path), status;
-    pid_t child = fork();
-    if (!child) {
-        if (dup2(file, STDERR_FILENO) < 0) _exit(3);
-        captions_together(c, t, length, 8);
-        _exit(0);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == EXIT_USER);
-    char *text = text_of(path);
-    close(file);
-    unlink(path);
-    return text;
+typedef struct {
+    Model *model;
+    const Config *config;
+} Shared;
+
+static void plan_one_row(void *context) {
+    const Shared *s = context;
+    Pack pack = {1, (const int64_t[][3]){{3, 4, 8}}, (const int64_t[]){1}};
+    learner_plan(s->model, s->config, &pack, 1, true, INT64_MAX);
+}
+
+/* Every rank of a group takes rows of the text and of the video. */
+static void too_few_rows_for_the_ranks(void **state) {
+    (void)state;
+    Config *c = tiny_config("5b");
+    set(c, "plan.world", "2"), set(c, "ranks.sequence", "2");
+    Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, false);
+    ENDS(plan_one_row, (&(Shared){m, c}), EXIT_USER, "ranks.sequence: 2 ranks cannot share",
+         "1 text rows", "at most 1");
+    model_close(m);
+    config_free(c);
+}
+
+enum { LENGTH = 226 };
+
+typedef struct {
+    const Config *config;
+    const T5 *t5;
+} Captions;
+
+static void encode_captions(void *context) {
+    const Captions *c = context;
+    captions_together(c->config, c->t5, LENGTH, 8);
 }
 
 static void the_text_encoder_keeps_to_the_budget(void **state) {
     (void)state;
-    enum { LENGTH = 226 };
     Error e;
     Config *c = config_new();
     T5 *t = t5_open("configs/tiny/model/text_encoder", &BACKEND_CPU, &e);
@@ -231,8 +291,8 @@ static void the_text_encoder_keeps_to_the_budget(void **state) {
         if (n) assert_int_equal(captions_together(c, t, LENGTH, 8), n);
         free(budget);
     }
-    expect_parts(budget_refusal(c, t, LENGTH),
-                 (const char *const[]){"memory.budget: ", "the text encoder needs", NULL});
+    ENDS(encode_captions, (&(Captions){c, t}), EXIT_USER,
+         "memory.budget: ", "the text encoder needs");
     t5_close(t);
     config_free(c);
 }
@@ -287,6 +347,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(the_best_ends_the_search),
         cmocka_unit_test(too_little_of_everything),
         cmocka_unit_test(too_little_host_memory),
+        cmocka_unit_test(ranks_of_a_host_add_up),
+        cmocka_unit_test(the_least_of_one_memory),
+        cmocka_unit_test(what_lies_beside_plans_counts),
         cmocka_unit_test(too_few_rows_for_the_ranks),
         cmocka_unit_test(the_text_encoder_keeps_to_the_budget),
         cmocka_unit_test(ranks_choose_alike),

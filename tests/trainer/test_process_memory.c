@@ -49,8 +49,8 @@ typedef struct {
 } Planned;
 
 /* Runs one training step in a process of its own; returns its largest resident set in bytes. home:
- * of all that may be moved. */
-static int64_t run_step(const char *method, const char *recompute, const char *home,
+ * of all that may be moved; ahead: moves set out early. */
+static int64_t run_step(const char *method, const char *recompute, const char *home, bool ahead,
                         Planned *planned) {
     char *out = xprintf("%s/out.json", folder), *model = xprintf("model.path=%s", folder);
     pid_t child = fork();
@@ -59,10 +59,11 @@ static int64_t run_step(const char *method, const char *recompute, const char *h
         char *b = xprintf("memory.base.home=%s", home);
         char *o = xprintf("memory.optimizer.home=%s", home);
         char *a = xprintf("memory.activations.home=%s", home);
+        char *p = xprintf("memory.prefetch=%s", ahead ? "on" : "off");
         if (!freopen(out, "w", stdout)) _exit(1);
         execl(getenv("COGSMITH"), "cogsmith", "bench", "--json", "bench.what=step",
               "bench.repeat=1", "data.frames=17", "data.height=160", "data.width=160", model, m, r,
-              b, o, a, (char *)NULL);
+              b, o, a, p, (char *)NULL);
         _exit(1);
     }
     int status;
@@ -79,9 +80,9 @@ static int64_t run_step(const char *method, const char *recompute, const char *h
     return (int64_t)usage.ru_maxrss * 1024;
 }
 
-static void check(const char *method, const char *recompute, const char *home) {
+static void check(const char *method, const char *recompute, const char *home, bool ahead) {
     Planned planned;
-    int64_t resident = run_step(method, recompute, home, &planned);
+    int64_t resident = run_step(method, recompute, home, ahead, &planned);
     double all = (double)(planned.device + planned.host);
     printf("%s, recompute %s, homes %s: planned %.1f MiB and %.1f MiB on the host, resident %.1f "
            "MiB\n",
@@ -94,30 +95,34 @@ static void check(const char *method, const char *recompute, const char *home) {
 
 static void test_lora(void **state) {
     (void)state;
-    check("lora", "none", "device");
+    check("lora", "none", "device", false);
 }
 
 static void test_full(void **state) {
     (void)state;
-    check("full", "block", "device");
+    check("full", "block", "device", false);
 }
 
 static void test_lora_on_host(void **state) {
     (void)state;
-    check("lora", "none", "host");
+    check("lora", "none", "host", false);
+}
+
+static void test_ahead(void **state) {
+    (void)state;
+    check("lora", "selective", "host", true);
 }
 
 static void test_full_on_host(void **state) {
     (void)state;
-    check("full", "block", "host");
+    check("full", "block", "host", false);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lora),
-        cmocka_unit_test(test_full),
-        cmocka_unit_test(test_lora_on_host),
-        cmocka_unit_test(test_full_on_host),
+        cmocka_unit_test(test_lora),         cmocka_unit_test(test_full),
+        cmocka_unit_test(test_lora_on_host), cmocka_unit_test(test_full_on_host),
+        cmocka_unit_test(test_ahead),
     };
     return cmocka_run_group_tests(tests, make_model, remove_model);
 }

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include "data/safetensors.h"
 #include "kernels/random.h"
+#include "tests/trainer/micro.h"
 #include "tests/trainer/models.h"
 #include "tests/trainer/ranks.h"
 
@@ -14,7 +15,7 @@
 
 #include <cmocka.h>
 
-enum { HEADS = 6, SAMPLES = 2, PACKS = 2, STEPS = 2, CHANNELS = 16, TEXT_DIM = 32 };
+enum { HEADS = 6, SAMPLES = 2, PACKS = 2, STEPS = 2, CHANNELS = 16 };
 
 typedef struct {
     const char *name;
@@ -33,10 +34,14 @@ static char folder[] = "/tmp/cogsmith-sequence-XXXXXX";
 /* ---- one rank ---------------------------------------------------------------------------------
  */
 
-static float *draw(int64_t n, uint32_t ordinal, uint32_t salt) {
-    float *values = xcalloc((size_t)n, sizeof *values);
-    random_normal((Draw){.seed = 5, .ordinal = ordinal, .step = salt, .purpose = PURPOSE_NOISE}, 0,
-                  n, values);
+/* pack: its number. */
+static float *draw(const void *pack, Drawn kind, int64_t n) {
+    float *values = BACKEND_CPU.alloc((size_t)n * sizeof *values);
+    random_normal((Draw){.seed = 5,
+                         .ordinal = *(const uint32_t *)pack,
+                         .step = (uint32_t)kind + 1,
+                         .purpose = PURPOSE_NOISE},
+                  0, n, values);
     return values;
 }
 
@@ -47,30 +52,33 @@ static int64_t elements(const Variant *v) {
 }
 
 /* Micro-step i of so many; pack i * data_ranks + data_rank of the step. */
-static double run_pack(Learner *l, const Variant *v, int step, int i, int micros) {
+static double run_pack(Learner *l, int step, int i, int micros) {
     const Model *m = l->model;
     uint32_t pack = (uint32_t)(step * PACKS + i * m->data_ranks + m->data_rank);
-    int64_t n = elements(v), timesteps[SAMPLES];
-    uint32_t ordinals[SAMPLES];
+    DrawnMicro d;
+    micro_draw(&d, l, 0, draw, &pack);
     for (uint32_t b = 0; b < SAMPLES; b++) {
-        ordinals[b] = pack * SAMPLES + b;
-        timesteps[b] = (ordinals[b] * 331 + 17) % TRAIN_TIMESTEPS;
+        d.ordinals[b] = pack * SAMPLES + b;
+        d.timesteps[b] = (d.ordinals[b] * 331 + 17) % TRAIN_TIMESTEPS;
     }
-    float *noisy = draw(n, pack, 1), *image = draw(n, pack, 2), *target = draw(n, pack, 3);
-    float *text = draw((v->text[0] + v->text[1]) * TEXT_DIM, pack, 4);
-    Micro micro = {.noisy = noisy,
-                   .image = l->shaped[0].io.image ? image : NULL,
-                   .text = text,
-                   .target = target,
-                   .timesteps = timesteps,
-                   .ordinals = ordinals,
-                   .seed = 11,
-                   .step = (uint32_t)step,
-                   .micro = i,
-                   .micros = micros};
-    double loss = learner_micro(l, &micro);
-    free(noisy), free(image), free(target), free(text);
+    d.micro.step = (uint32_t)step;
+    d.micro.micro = i;
+    d.micro.micros = micros;
+    double loss = learner_micro(l, &d.micro);
+    micro_release(&d);
     return loss;
+}
+
+/* What lies on the device, in its arena and in host memory is what the plan says, on every rank. */
+static void expect_planned(const Learner *l) {
+    const Model *m = l->model;
+    LearnerBytes b = learner_bytes(l);
+    const Run *run = l->shaped[0].run;
+    bool ok = m->memory.peak_bytes == (size_t)b.total && m->memory.bytes == (size_t)b.total &&
+              m->host.peak_bytes == (size_t)b.host && m->host.bytes == (size_t)b.host &&
+              run->high_water_bytes == run->plan->arena_bytes;
+    CHECK(ok, "rank %d: %zu bytes and %zu on the host, planned %lld and %lld", m->comm->rank,
+          m->memory.peak_bytes, m->host.peak_bytes, (long long)b.total, (long long)b.host);
 }
 
 typedef struct {
@@ -117,7 +125,7 @@ static int child(const char *variant, const char *out, int n_settings, char **se
     for (int step = 0; step < STEPS; step++) {
         float loss = 0;
         for (int i = 0; i < micros; i++) {
-            loss += (float)(run_pack(l, v, step, i, micros) / micros);
+            loss += (float)(run_pack(l, step, i, micros) / micros);
             if (!i) learner_prediction(l, 0, prediction);
         }
         add(r, xprintf("loss.%d", step), 1, &loss);
@@ -126,6 +134,7 @@ static int child(const char *variant, const char *out, int n_settings, char **se
         double norm = optim_grad_norm(&l->optim, m->params, &m->memory, m->stream);
         optim_step(&l->optim, m->params, &c->train, 1e-2, norm, step + 1, &m->memory, m->stream);
     }
+    expect_planned(l);
     add_params(r, m, "param", PART_MASTER);
     SafetensorsFile file = {.items = r->items, .n_items = (size_t)r->n};
     if (m->comm->rank == 0 && !safetensors_write(out, &file, &e)) die_error(&e);
@@ -259,6 +268,31 @@ static void two_groups_with_zero(void **state) {
     }
 }
 
+static void check_on_the_host(const char *method, int sequence) {
+    char *plain = xprintf("method=%s ranks.sequence=%d", method, sequence);
+    assert_int_equal(run(2 * sequence, "5b", "shared", plain), 0);
+    for (int zero = 0; zero <= 3; zero++) {
+        char *settings = xprintf("%s ranks.zero=%d memory.optimizer.home=host "
+                                 "memory.activations.home=host memory.base.home=%s "
+                                 "memory.prefetch=on memory.recompute=none",
+                                 plain, zero, zero % 2 ? "ranks" : "host");
+        assert_int_equal(run(2 * sequence, "5b", "sharded", settings), 0);
+        expect_same_bits("shared", "sharded");
+        free(settings);
+    }
+    free(plain);
+}
+
+/* With everything in host memory, and moves beside the steps: the same bits at every ZeRO stage,
+ * where ranks share samples and where they do not. */
+static void shared_and_sharded_on_the_host(void **state) {
+    (void)state;
+    for (int sequence = 1; sequence <= 2; sequence++) {
+        check_on_the_host("full", sequence);
+        check_on_the_host("lora", sequence);
+    }
+}
+
 static void expect_refused(int world, const char *settings, const char *text) {
     assert_int_not_equal(run(world, "5b", "refused", settings), 0);
     char *path = xprintf("%s/stderr", folder), *said = text_of(path);
@@ -276,8 +310,11 @@ static void what_does_not_divide(void **state) {
 int main(int argc, char **argv) {
     if (argc > 3 && !strcmp(argv[1], "child")) return child(argv[2], argv[3], argc - 4, argv + 4);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(full_training_on_two), cmocka_unit_test(adapters_everywhere_on_three),
-        cmocka_unit_test(recomputed_on_six),    cmocka_unit_test(two_groups_with_zero),
+        cmocka_unit_test(full_training_on_two),
+        cmocka_unit_test(adapters_everywhere_on_three),
+        cmocka_unit_test(recomputed_on_six),
+        cmocka_unit_test(two_groups_with_zero),
+        cmocka_unit_test(shared_and_sharded_on_the_host),
         cmocka_unit_test(what_does_not_divide),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
