@@ -257,13 +257,14 @@ static void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_
                              HeadSums *chunk) {
     int64_t size = q->head_size, width = q->heads * size, at = (z * q->rows + row) * width;
     const real *rope = q->rope ? q->rope + row * size : NULL;
+    bool summed = g->dgamma[z] || g->dbeta[z];
     HeadSums sums = {{0}, {0}};
     for (int64_t h = at; h < at + width; h += size) {
         const real *x = (const real *)q->x + h;
         real dnormal[MAX_HEAD];
         Moments m = moments(x, size, q->eps);
         rotate((const real *)g->dy + h, rope, size, -1, dnormal);
-        for (int64_t j = 0; j < size; j++) {
+        for (int64_t j = 0; summed && j < size; j++) {
             sums.gamma[j] += dnormal[j] * ((x[j] - m.mean) * m.rstd);
             sums.beta[j] += dnormal[j];
         }
@@ -271,7 +272,7 @@ static void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_
             norm_row_grad(dnormal, x, q->gamma[z], m, size, NULL, NULL, g->keep_dx,
                           (real *)g->dx + h);
     }
-    for (int64_t j = 0; j < size; j++) {
+    for (int64_t j = 0; summed && j < size; j++) {
         chunk->gamma[j] += sums.gamma[j];
         chunk->beta[j] += sums.beta[j];
     }
