@@ -60,6 +60,23 @@ typedef float real;
 #define LOW_PRODUCTS(a, b) (((a) & 0xffffffffu) * ((b) & 0xffffffffu))
 #endif
 
+/* Stores a vector past the caches, where that can be said: memory need not be read first. p lies at
+ * a multiple of the vector's bytes. STREAM_FENCE before another thread reads it. */
+#if defined(__clang__)
+#define STREAM_STORE(p, v) __builtin_nontemporal_store(v, p)
+#elif defined(__AVX512F__)
+#define STREAM_STORE(p, v) __builtin_ia32_movntdq512((LongVector *)(p), (LongVector)(v))
+#elif defined(__AVX__)
+#define STREAM_STORE(p, v) __builtin_ia32_movntdq256((LongVector *)(p), (LongVector)(v))
+#else
+#define STREAM_STORE(p, v) ((void)(*(p) = (v)))
+#endif
+#ifdef __SSE__
+#define STREAM_FENCE() __builtin_ia32_sfence()
+#else
+#define STREAM_FENCE() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#endif
+
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))

@@ -38,7 +38,16 @@ static void *cpu_alloc(size_t bytes) {
 
 static void cpu_copy(Stream *s, void *to, const void *from, size_t bytes) {
     (void)s;
-    if (bytes) memmove(to, from, bytes);
+    enum { PART = 256 << 10, LEAST = 1 << 20 };
+    bool apart =
+        (uintptr_t)to - (uintptr_t)from >= bytes && (uintptr_t)from - (uintptr_t)to >= bytes;
+    if (bytes < LEAST || !apart) {
+        if (bytes) memmove(to, from, bytes);
+        return;
+    }
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < bytes; i += PART)
+        memcpy((char *)to + i, (const char *)from + i, MIN(PART, bytes - i));
 }
 
 static void cpu_copy_rows(Stream *s, int64_t rows, size_t bytes, const void *from,

@@ -28,11 +28,27 @@ enum { PARALLEL_MIN = 16384 };
 
 enum { LANES = VECTOR_BYTES / sizeof(real) };
 typedef real Vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef long long LongVector __attribute__((vector_size(VECTOR_BYTES)));
 typedef real VecAnywhere
     __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 static inline Vec vec_load(const real *p) { return *(const VecAnywhere *)p; }
 static inline void vec_store(real *p, Vec v) { *(VecAnywhere *)p = v; }
+
+/* An output that is larger than the caches, and whose vectors lie at multiples of their size, is
+ * stored past them. */
+enum { STREAM_BYTES = 8 << 20 };
+static inline bool is_streamed(int64_t rows, int64_t width, const void *y) {
+    return rows * width * (int64_t)sizeof(real) >= STREAM_BYTES && width % LANES == 0 &&
+           (uintptr_t)y % VECTOR_BYTES == 0;
+}
+
+static inline void vec_put(bool streamed, real *p, Vec v) {
+    if (streamed)
+        STREAM_STORE((Vec *)p, v);
+    else
+        vec_store(p, v);
+}
 
 /* The sum of the lanes, by halves; constant halves let each become one addition of vectors. */
 static inline real vec_sum(Vec v) {

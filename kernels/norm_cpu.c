@@ -32,48 +32,76 @@ static inline Moments moments(const real *x, int64_t n, real eps) {
     return m;
 }
 
-/* Asks for a row that is read next, while this one is computed with. */
-static inline void prefetch_row(const real *x, int64_t n) {
-    for (int64_t j = 0; j < n; j += 64 / (int64_t)sizeof *x) __builtin_prefetch(x + j);
-}
-
 static const real *mod_of(const Norm *n, int64_t row) {
     return n->mod_rows ? (const real *)n->mod + n->mod_row[row] * n->mod_width : NULL;
 }
 
-static void norm_row(const Norm *n, int64_t row, real *restrict y) {
-    const real *x = (const real *)n->x + row * n->width, *gamma = n->gamma, *beta = n->beta;
-    const real *shift = mod_of(n, row), *scale = shift ? shift + n->width : NULL;
+/* Of a run of rows with the same modulation: y = xhat * scale + shift. */
+typedef struct {
+    real scale[MAX_WIDTH], shift[MAX_WIDTH];
+} Affine;
+
+static void affine_of(const Norm *n, int64_t row, Affine *a) {
+    const real *gamma = n->gamma, *beta = n->beta, *shift = mod_of(n, row);
+    const real *scale = shift ? shift + n->width : NULL;
+    for (int64_t j = 0; j < n->width; j++) {
+        a->scale[j] = gamma[j] * (scale ? 1 + scale[j] : 1);
+        a->shift[j] = beta[j] * (scale ? 1 + scale[j] : 1) + (shift ? shift[j] : 0);
+    }
+}
+
+static inline void norm_row(const Norm *n, int64_t row, const Affine *a, bool streamed, real *y) {
+    const real *x = (const real *)n->x + row * n->width;
+    const real *next = x + (row + 1 < n->rows ? n->width : 0);
     Moments m = moments(x, n->width, n->eps);
-    prefetch_row(x + n->width, row + 1 < n->rows ? n->width : 0);
     n->stats[2 * row] = m.mean;
     n->stats[2 * row + 1] = m.rstd;
-    if (shift)
-        for (int64_t j = 0; j < n->width; j++)
-            y[j] = ((x[j] - m.mean) * m.rstd * gamma[j] + beta[j]) * (1 + scale[j]) + shift[j];
-    else
-        for (int64_t j = 0; j < n->width; j++) y[j] = (x[j] - m.mean) * m.rstd * gamma[j] + beta[j];
+    int64_t j = 0;
+    for (; j + LANES <= n->width; j += LANES) {
+        __builtin_prefetch(next + j);
+        Vec normal = (vec_load(x + j) - m.mean) * m.rstd;
+        vec_put(streamed, y + j, normal * vec_load(a->scale + j) + vec_load(a->shift + j));
+    }
+    for (; j < n->width; j++) y[j] = (x[j] - m.mean) * m.rstd * a->scale[j] + a->shift[j];
 }
 
 void cpu_norm(Stream *s, const Norm *n, void *y) {
     (void)s;
     check_type(n->t, "norm");
-#pragma omp parallel for schedule(static) if (n->rows * n->width >= PARALLEL_MIN)
-    for (int64_t i = 0; i < n->rows; i++) norm_row(n, i, (real *)y + i * n->width);
+    CHECK(n->width <= MAX_WIDTH, "norm: width %lld", (long long)n->width);
+    int64_t width = n->width;
+    const int32_t *mod_row = n->mod_rows ? n->mod_row : NULL;
+    bool streamed = is_streamed(n->rows, width, y);
+#pragma omp parallel if (n->rows * width >= PARALLEL_MIN)
+    {
+        Affine affine;
+        for (int64_t first = 0, last; first < n->rows; first = last) {
+            last = run_end(mod_row, first, n->rows);
+            affine_of(n, first, &affine);
+#pragma omp for schedule(static) nowait
+            for (int64_t i = first; i < last; i++) {
+                real *to = (real *)y + i * width;
+                if (streamed)
+                    norm_row(n, i, &affine, true, to);
+                else
+                    norm_row(n, i, &affine, false, to);
+            }
+        }
+        STREAM_FENCE();
+    }
 }
 
-/* g = the gradient at the normalised row; sums g and g * xhat. Unless they are NULL, dy is added to
- * p, and dy * xhat to q. */
-static inline void sum_row_grad(const real *dy, const real *x, const real *gamma, const real *scale,
-                                Moments m, int64_t n, real *p, real *q, real *sum, real *product) {
+/* g = dy * scale, the gradient at the normalised row; sums g and g * xhat. Unless they are NULL, dy
+ * is added to p, and dy * xhat to q. */
+static inline void sum_row_grad(const real *dy, const real *x, const real *scale, Moments m,
+                                int64_t n, real *p, real *q, real *sum, real *product) {
     Vec sums[2] = {{0}}, products[2] = {{0}};
     int64_t j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES)
         for (int k = 0; k < 2; k++) {
             int64_t at = j + k * LANES;
-            Vec d = vec_load(dy + at), g = d * vec_load(gamma + at);
+            Vec d = vec_load(dy + at), g = d * vec_load(scale + at);
             Vec normal = (vec_load(x + at) - m.mean) * m.rstd;
-            if (scale) g *= 1 + vec_load(scale + at);
             sums[k] += g;
             products[k] += g * normal;
             if (p) vec_store(p + at, vec_load(p + at) + d);
@@ -82,8 +110,7 @@ static inline void sum_row_grad(const real *dy, const real *x, const real *gamma
     *sum = vec_sum(sums[0] + sums[1]);
     *product = vec_sum(products[0] + products[1]);
     for (; j < n; j++) {
-        real g = dy[j] * gamma[j] * (scale ? 1 + scale[j] : 1);
-        real normal = (x[j] - m.mean) * m.rstd;
+        real g = dy[j] * scale[j], normal = (x[j] - m.mean) * m.rstd;
         *sum += g;
         *product += g * normal;
         if (p) p[j] += dy[j];
@@ -92,16 +119,15 @@ static inline void sum_row_grad(const real *dy, const real *x, const real *gamma
 }
 
 /* dx = keep * dx + rstd * (g - mean(g) - xhat * mean(g * xhat)), unless dx is NULL. */
-static inline void norm_row_grad(const real *dy, const real *x, const real *gamma,
-                                 const real *scale, Moments m, int64_t n, real *p, real *q,
-                                 real keep, real *dx) {
+static inline void norm_row_grad(const real *dy, const real *x, const real *scale, Moments m,
+                                 int64_t n, real *p, real *q, real keep, real *dx) {
     real sum, product;
-    sum_row_grad(dy, x, gamma, scale, m, n, p, q, &sum, &product);
+    sum_row_grad(dy, x, scale, m, n, p, q, &sum, &product);
     sum /= (real)n;
     product /= (real)n;
 #pragma omp simd
     for (int64_t j = 0; j < (dx ? n : 0); j++) {
-        real g = dy[j] * gamma[j] * (scale ? 1 + scale[j] : 1);
+        real g = dy[j] * scale[j];
         dx[j] = kept(keep, dx + j, m.rstd * (g - sum - (x[j] - m.mean) * m.rstd * product));
     }
 }
@@ -126,19 +152,20 @@ static void add_sums(const Norm *n, const NormGrad *g, int64_t row, const Column
     }
 }
 
-/* Rows [first, last); without sums only dx. */
+/* Rows [first, last), which share their modulation; without sums only dx. */
 static void norm_rows_grad(const Norm *n, const NormGrad *g, int64_t first, int64_t last,
                            ColumnSums *sums) {
     int64_t width = n->width;
+    Affine affine;
+    affine_of(n, first, &affine);
     for (int64_t i = first; i < last; i++) {
-        const real *mod = mod_of(n, i), *scale = mod ? mod + width : NULL, *gamma = n->gamma;
         const real *dy = (const real *)g->dy + i * width, *x = (const real *)n->x + i * width;
         real *dx = g->dx ? (real *)g->dx + i * width : NULL;
         Moments m = {n->stats[2 * i], n->stats[2 * i + 1]};
         if (sums)
-            norm_row_grad(dy, x, gamma, scale, m, width, sums->p, sums->q, g->keep_dx, dx);
+            norm_row_grad(dy, x, affine.scale, m, width, sums->p, sums->q, g->keep_dx, dx);
         else
-            norm_row_grad(dy, x, gamma, scale, m, width, NULL, NULL, g->keep_dx, dx);
+            norm_row_grad(dy, x, affine.scale, m, width, NULL, NULL, g->keep_dx, dx);
     }
 }
 
@@ -161,7 +188,7 @@ void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g) {
     begin_sums(n, g);
 #pragma omp parallel if (n->rows * n->width >= PARALLEL_MIN)
     for (int64_t first = 0, last; first < n->rows; first = last) {
-        last = summed ? run_end(mod_row, first, n->rows) : n->rows;
+        last = run_end(mod_row, first, n->rows);
 #pragma omp for ordered schedule(static, 1)
         for (int64_t i = first; i < last; i += SUM_ROWS) {
             ColumnSums sums;
@@ -230,21 +257,22 @@ static void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_
                              HeadSums *chunk) {
     int64_t size = q->head_size, width = q->heads * size, at = (z * q->rows + row) * width;
     const real *rope = q->rope ? q->rope + row * size : NULL;
+    bool summed = g->dgamma[z] || g->dbeta[z];
     HeadSums sums = {{0}, {0}};
     for (int64_t h = at; h < at + width; h += size) {
         const real *x = (const real *)q->x + h;
         real dnormal[MAX_HEAD];
         Moments m = moments(x, size, q->eps);
         rotate((const real *)g->dy + h, rope, size, -1, dnormal);
-        for (int64_t j = 0; j < size; j++) {
+        for (int64_t j = 0; summed && j < size; j++) {
             sums.gamma[j] += dnormal[j] * ((x[j] - m.mean) * m.rstd);
             sums.beta[j] += dnormal[j];
         }
         if (g->dx)
-            norm_row_grad(dnormal, x, q->gamma[z], NULL, m, size, NULL, NULL, g->keep_dx,
+            norm_row_grad(dnormal, x, q->gamma[z], m, size, NULL, NULL, g->keep_dx,
                           (real *)g->dx + h);
     }
-    for (int64_t j = 0; j < size; j++) {
+    for (int64_t j = 0; summed && j < size; j++) {
         chunk->gamma[j] += sums.gamma[j];
         chunk->beta[j] += sums.beta[j];
     }

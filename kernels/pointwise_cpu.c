@@ -61,22 +61,27 @@ void cpu_axpy(Stream *s, DType t, int64_t n, real alpha, const void *x, real kee
     for (int64_t i = 0; i < n; i++) to[i] = kept(keep, to + i, alpha * from[i]);
 }
 
-/* Elements [first, first + n) of one sample, which lie at x and y. */
-static void drop_block(const Dropout *d, uint32_t ordinal, int64_t first, int64_t n, const real *x,
-                       real keep, real *y) {
+/* Elements [first, first + n) of one sample, which lie at x and y, of `whole`. */
+static void drop_block(const Dropout *d, uint32_t ordinal, int64_t first, int64_t n, int64_t whole,
+                       const real *x, real keep, real *y) {
     enum { BLOCK = 1024 };
     Draw draw = {
         .seed = d->state->seed, .ordinal = ordinal, .step = d->state->step, .purpose = d->purpose};
     uint32_t threshold = dropout_threshold(d->p);
     real scale = 65536 / (real)(65536 - threshold);
+    bool streamed = keep == 0 && is_streamed(1, whole, y);
     for (int64_t i = 0; i < n; i += BLOCK) {
         uint16_t drawn[BLOCK + 1];
+        real passing[BLOCK], *to = streamed ? passing : y + i;
         int64_t count = MIN(BLOCK, n - i), odd = (first + i) % 2;
         random_halves(draw, first + i - odd, count + odd, drawn);
         const uint16_t *u = drawn + odd;
         for (int64_t j = 0; j < count; j++)
-            y[i + j] = kept(keep, y + i + j, u[j] < threshold ? 0 : x[i + j] * scale);
+            to[j] = kept(keep, to + j, u[j] < threshold ? 0 : x[i + j] * scale);
+        for (int64_t j = 0; streamed && j < count; j += LANES)
+            STREAM_STORE((Vec *)(y + i + j), vec_load(passing + j));
     }
+    STREAM_FENCE();
 }
 
 void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y) {
@@ -89,8 +94,8 @@ void cpu_dropout(Stream *s, const Dropout *d, const void *x, real keep, void *y)
         uint32_t ordinal = d->ordinals[d->sample ? d->sample[b] : b];
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_MIN)
         for (int64_t i = 0; i < n; i += BLOCK)
-            drop_block(d, ordinal, first + i, MIN(BLOCK, n - i), (const real *)x + begin + i, keep,
-                       (real *)y + begin + i);
+            drop_block(d, ordinal, first + i, MIN(BLOCK, n - i), n, (const real *)x + begin + i,
+                       keep, (real *)y + begin + i);
     }
 }
 

@@ -1,5 +1,6 @@
 /* Owns the draws of kernels/random.h, four elements to a Philox counter: one at a time by
  * Random123, and WIDE together. */
+#include "kernels/cpu.h"
 #include "kernels/math.h"
 #include "kernels/random.h"
 
@@ -17,7 +18,6 @@ static inline void draw_four(Draw d, int64_t group, uint32_t out[4]) {
 enum { WORDS = VECTOR_BYTES / 8, WIDE = 2 * WORDS };
 typedef uint64_t Words __attribute__((vector_size(VECTOR_BYTES)));
 typedef int IntVector __attribute__((vector_size(VECTOR_BYTES)));
-typedef long long LongVector __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint64_t WordsAnywhere __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 static const uint64_t LOW = 0xffffffffu;

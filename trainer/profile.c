@@ -68,17 +68,14 @@ int profile_host_ranks(const Profile *p, int world) {
  * alone, rows (an edge of them), heads and their size; tries, and numbers that are drawn. */
 enum { HOST_EDGE = 768, HOST_COPY = 1 << 24, GPU_EDGE = 8192, GPU_COPY = 1 << 29 };
 enum { HEADS = 4, HEAD = 64, TRIES = 3, DRAWN = 1 << 20 };
-/* Small copies: 2^SMALLEST bytes and more, and tries of each. */
-enum { SMALLEST = 12, PARTS = 20 };
 
 typedef struct {
     const Backend *k;
     Stream *stream;
     DType t;
-    int64_t copy;     /* elements of a and of b */
-    int64_t part, at; /* of those, that a small copy moves, and where the next begins */
-    int calls;        /* in a row, so that starting them is hidden */
-    void *a, *b, *c;  /* c [edge, edge] */
+    int64_t copy;    /* elements of a and of b */
+    int calls;       /* in a row, so that starting them is hidden */
+    void *a, *b, *c; /* c [edge, edge] */
     void *workspace;
     real *lse; /* [HEADS, edge] */
     Gemm gemm;
@@ -96,23 +93,14 @@ static void run_backward(Trial *t) {
 
 static void run_axpy(Trial *t) { t->k->axpy(t->stream, t->t, t->copy, 1, t->a, 0, t->b); }
 
-/* `part` elements that no cache holds any more. */
-static void run_part(Trial *t) {
-    int64_t size = (int64_t)dtype_size(t->t);
-    if (t->at + t->part > t->copy) t->at = 0;
-    t->k->axpy(t->stream, t->t, t->part, 1, (char *)t->a + t->at * size, 0,
-               (char *)t->b + t->at * size);
-    t->at += t->part;
-}
-
 static void run_copy(Trial *t) {
     t->k->copy(t->stream, t->b, t->a, (size_t)t->copy * dtype_size(t->t));
 }
 
 /* Seconds of the fastest of a few runs. */
-static double fastest_of(Trial *t, void (*run)(Trial *), int tries) {
+static double fastest(Trial *t, void (*run)(Trial *)) {
     double best = 1e9;
-    for (int i = 0; i <= tries; i++) {
+    for (int i = 0; i <= TRIES; i++) {
         double start = now_seconds();
         for (int j = 0; j < t->calls; j++) run(t);
         t->k->stream_sync(t->stream);
@@ -121,8 +109,6 @@ static double fastest_of(Trial *t, void (*run)(Trial *), int tries) {
     }
     return MAX(best, 1e-9);
 }
-
-static double fastest(Trial *t, void (*run)(Trial *)) { return fastest_of(t, run, TRIES); }
 
 /* Normals, over and over: a GPU's rate falls with the bits that change. */
 static void fill(Trial *t, char *to, int64_t n) {
@@ -197,23 +183,9 @@ static double copy_rate(Trial *t) {
 Limits profile_limits(Device d) {
     Trial t = trial_open(d);
     give_workspace(&t, t.k->gemm_workspace(t.stream, &t.gemm));
-    Limits limits = {product_rate(&t), copy_rate(&t), {0}};
-    for (int i = SMALLEST; i < (int)COUNT(limits.copy_seconds); i++) {
-        t.part = ((int64_t)1 << i) / 2 / (int64_t)dtype_size(t.t);
-        if (4 * t.part > t.copy) break;
-        limits.copy_seconds[i] = fastest_of(&t, run_part, PARTS);
-    }
+    Limits limits = {product_rate(&t), copy_rate(&t)};
     trial_close(&t);
     return limits;
-}
-
-double limits_copy_seconds(const Limits *l, double bytes) {
-    int i = SMALLEST, last = (int)COUNT(l->copy_seconds) - 1;
-    while (i < last && ldexp(1, i + 1) < bytes) i++;
-    double low = l->copy_seconds[i], high = i < last ? l->copy_seconds[i + 1] : 0;
-    if (!low || !high) return bytes / l->memory_rate;
-    double share = MAX(0, bytes / ldexp(1, i) - 1); /* of the way to twice as many */
-    return low + share * (high - low);
 }
 
 Profile profile_measure(void) {

@@ -43,9 +43,5 @@ Profile profile_measure(void);
  * product and of a copy that no cache holds (reads and writes together). Measured. */
 typedef struct {
     double matmul_flops, memory_rate;
-    double
-        copy_seconds[32]; /* of a copy that moves 2^i bytes; 0: not measured, memory_rate holds */
 } Limits;
 Limits profile_limits(Device d);
-/* Seconds of a copy that moves so many bytes: to start it is a part of a small one. */
-double limits_copy_seconds(const Limits *l, double bytes);

@@ -3,10 +3,12 @@
  *
  * Ops are timed where they work, inside a real step: rows of the same op, phase and size are added
  * up. share is the part of the measured limit that a row reaches: of the rate of a large square
- * product where arithmetic bounds it, of the rate of a copy of as many bytes where memory does,
- * both measured on the device. peak_bytes and host_bytes of a step are the plan's: on the device
- * with its context, and in host memory beside it. A whole step runs as in training; steps of the
- * plan are awaited one by one, and what waiting for a GPU takes is taken off. */
+ * product where arithmetic bounds it, of copies of as many bytes, timed in turn with it, where
+ * memory does; both on the device. Rows named product are the step's matrix products, by size:
+ * share is of the speed of the library's own call for the whole product, timed in turn with it.
+ * peak_bytes and host_bytes of a step are the plan's: on the device with its context, and in host
+ * memory beside it. A whole step runs as in training; steps of the plan are awaited one by one, and
+ * what waiting for a GPU takes is taken off. */
 #include "kernels/random.h"
 #include "trainer/bench.h"
 #include "trainer/cli.h"
@@ -40,6 +42,16 @@ static double train_once(StepBench *b, const Micro *micro, int64_t step) {
                m->stream);
     m->memory.k->stream_sync(m->stream);
     return now_seconds() - start;
+}
+
+typedef struct {
+    Learner *learner;
+    const Micro *micro;
+} MicroStep;
+
+static void micro_step(void *of) {
+    MicroStep *m = of;
+    learner_micro(m->learner, m->micro);
 }
 
 static const char *training_name(const Model *m) {
@@ -77,6 +89,8 @@ static void run_bench(StepBench *b, const NativePack *native) {
         bench_add_steps(bench, run->plan, seconds, i);
     }
     run->seconds = NULL;
+    MicroStep step = {b->learner, &micro};
+    if (ops) bench_products(bench, &b->model->memory, micro_step, &step);
     free(latents);
     free(target);
     free(text);
