@@ -59,7 +59,20 @@ static void stopped_all_the_time(void **state) {
 /* ---- by signals -------------------------------------------------------------------------------
  */
 
-/* Asked at once after step k is recorded, which is while step k + 1 accumulates. */
+/* Sends a signal to a child that stands still for it; returns the step that is recorded then. */
+static int ask_standing(pid_t child, const char *out, int signal) {
+    int status;
+    kill(child, SIGSTOP);
+    assert_int_equal(waitpid(child, &status, WUNTRACED), child);
+    assert_true(WIFSTOPPED(status));
+    int step = steps_so_far(out);
+    kill(child, signal);
+    kill(child, SIGCONT);
+    return step;
+}
+
+/* Asked soon after step k is recorded, which is while a later one accumulates: that one, or the one
+ * after it where it was just about to end, is the last. */
 static void asked_to_stop(void **state) {
     (void)state;
     static const int SIGNALS[] = {SIGINT, SIGTERM, SIGUSR1};
@@ -69,10 +82,11 @@ static void asked_to_stop(void **state) {
         char *out = xprintf("asked-%d", i);
         pid_t child = START(out, SETTINGS, "train.accumulate=9", "train.steps=32");
         wait_for_step(child, out, AFTER[i]);
-        kill(child, SIGNALS[i]);
+        int before = ask_standing(child, out, SIGNALS[i]);
         assert_int_equal(exit_code(child), EXIT_STOPPED);
         int done = steps_so_far(out);
-        if (done < AFTER[i] || done > AFTER[i] + 2) fail_msg("stopped after step %d", done);
+        if (done < before || done > before + 2)
+            fail_msg("asked after step %d, stopped after step %d", before, done);
         CHECKPOINTS(out, 0, done);
         train_expect(TRAIN(out, SETTINGS, "train.accumulate=9", "train.steps=32"), 0);
         expect_same_run("slow", out, STEPS);
@@ -80,12 +94,16 @@ static void asked_to_stop(void **state) {
     }
 }
 
-/* The second request does not wait for what follows the step, previews of many steps, to end. */
+/* The second request does not wait for what follows the step, previews of many prompts, to end. */
 static void asked_twice(void **state) {
     (void)state;
-    const char *endless[] = {
-        SETTINGS, "train.sample_every=1", "sample.steps=1000", "sample.prompt=a,b", "train.steps=2",
-        NULL};
+    enum { PROMPTS = 64 };
+    char prompts[2 * PROMPTS + 1] = "";
+    for (int i = 0; i < PROMPTS; i++) strcat(prompts, "a\n");
+    write_text(in_train("prompts.txt"), prompts);
+    char *setting = xprintf("sample.prompts=%s", in_train("prompts.txt"));
+    const char *endless[] = {SETTINGS, "train.sample_every=1", "sample.steps=1000",
+                             setting,  "train.steps=2",        NULL};
     pid_t child = train_start("twice", endless);
     wait_for_step(child, "twice", 1);
     pause_seconds(0.2);
@@ -99,6 +117,7 @@ static void asked_twice(void **state) {
     assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
     assert_true(now_seconds() - start < 1);
     assert_int_equal(steps_so_far("twice"), 1);
+    free(setting);
 }
 
 /* ---- killed -----------------------------------------------------------------------------------
