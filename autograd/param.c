@@ -59,6 +59,11 @@ int params_add(ParamSet *p, const char *name, Shape shape, int block, bool train
     return p->n_params++;
 }
 
+void params_beside(ParamSet *p, int param) {
+    CHECK(!p->bucket && param > 0, "parameter %d beside another, after params_layout", param);
+    p->param[param].beside = true;
+}
+
 int params_find(const ParamSet *p, const char *name) {
     for (int i = 0; i < p->n_params; i++)
         if (!strcmp(p->param[i].name, name)) return i;
@@ -75,7 +80,7 @@ static void lay_out(ParamSet *p, int b, bool matrices) {
         if (q->block != bucket->block || q->trained != bucket->trained) continue;
         if ((q->shape.rank > 1) != matrices) continue;
         q->bucket = b;
-        q->offset = align_up(bucket->used, PARAM_ALIGN);
+        q->offset = align_up(bucket->used, q->beside ? 1 : PARAM_ALIGN);
         bucket->used = q->offset + param_count(q);
     }
     if (matrices) bucket->matrices = bucket->used;

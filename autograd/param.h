@@ -2,7 +2,8 @@
  *
  * A block's parameters are two buckets, one frozen and one trained. Inside a bucket, matrices come
  * before vectors (so that "which parameters decay" is a range), otherwise in the order of
- * params_add; each begins at a multiple of PARAM_ALIGN elements. Gaps and the padding are zero.
+ * params_add; each begins at a multiple of PARAM_ALIGN elements, but where params_beside says
+ * otherwise. Gaps and the padding are zero.
  *
  * A bucket's home is where it rests when no step uses it, its form the type in which it rests:
  *   HOME_DEVICE  `resident`, flat, in `form`. Where form is what steps compute in, nothing moves.
@@ -28,6 +29,7 @@ typedef struct {
     Shape shape;
     int block; /* as given to params_add */
     bool trained;
+    bool beside; /* no gap between this and the one added before it */
     int bucket;
     int64_t offset; /* elements from the bucket's first */
 } Param;
@@ -84,6 +86,9 @@ ParamSet *params_open(void);
 void params_close(ParamSet *p, Memory *m);
 /* Adds a parameter of block `block` (0: embed, 1..: blocks, the last: final); returns its index. */
 int params_add(ParamSet *p, const char *name, Shape shape, int block, bool trained);
+/* Parameter `param` begins where the one added before it, of its block and kind, ends: several then
+ * are one matrix for graph_param, at any width. */
+void params_beside(ParamSet *p, int param);
 /* -1: there is none. */
 int params_find(const ParamSet *p, const char *name);
 /* Fixes buckets and offsets; `block_names[block]` names them. Nothing may be added afterwards. */

@@ -27,12 +27,6 @@ static const struct {
     {"I64", 64},        {"U64", 64},
 };
 
-/* A control character of ASCII or of the C1 set (in UTF-8), that a terminal could obey. */
-static bool is_control(const char *c) {
-    unsigned char a = (unsigned char)c[0];
-    return a < 0x20 || a == 0x7f || (a == 0xc2 && (unsigned char)c[1] < 0xa0);
-}
-
 /* Fills *e with what is wrong in the file, or in one tensor of it (NULL: none), and what to do. */
 static bool refuse(const Safetensors *s, const char *tensor, Error *e, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
@@ -43,8 +37,6 @@ static bool refuse(const Safetensors *s, const char *tensor, Error *e, const cha
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
-    for (char *c = what; *c; c++)
-        if (is_control(c)) *c = '?';
     return error_set(e, EXIT_USER,
                      "%.300s: %s%.120s%s%s. The file is damaged or not a safetensors file: "
                      "download or export it again.",
@@ -317,7 +309,9 @@ static size_t digest_offset(const Safetensors *s) {
 bool safetensors_digest(const Safetensors *s, char hex[33], Error *e) {
     size_t field = digest_offset(s);
     if (!field && safetensors_metadata(s, SAFETENSORS_DIGEST_KEY))
-        return refuse(s, NULL, e, "its digest \"" SAFETENSORS_DIGEST_KEY "\" is not 32 hex digits");
+        return refuse(s, NULL, e,
+                      "its digest \"" SAFETENSORS_DIGEST_KEY
+                      "\" is not 32 hex digits, written as cogsmith does");
     XXH3_state_t *state = XXH3_createState();
     CHECK(state, "out of host memory");
     XXH3_128bits_reset(state);

@@ -35,10 +35,13 @@ static DnnShape rows_shape(const AttentionPart *p) {
     return s;
 }
 
+/* Elements from one head of lse to the next, as the graph has it. */
+static int64_t lse_stride(const AttentionPart *p) { return p->backward ? p->rows : p->lse_stride; }
+
 static DnnShape lse_shape(const AttentionPart *p) {
     DnnShape s = shape_of(p->heads, p->rows, 1);
-    s.stride[0] = p->heads * p->lse_stride;
-    s.stride[1] = p->lse_stride;
+    s.stride[0] = p->heads * lse_stride(p);
+    s.stride[1] = lse_stride(p);
     s.alignment = p->lse_alignment;
     return s;
 }
@@ -111,7 +114,7 @@ static DnnGraph *backward_graph(const AttentionPart *p) {
                          : i == ATTENTION_DQ_SUM ? shape_of(p->heads, p->rows, p->size)
                                                  : rows;
         bool wide = number || i == ATTENTION_LSE || i == ATTENTION_SUM || i == ATTENTION_DQ_SUM;
-        DnnPlace place = number ? DNN_SCALAR : i == ATTENTION_DQ_SUM ? DNN_BLOCKS : DNN_STORED;
+        DnnPlace place = number ? DNN_SCALAR : i == ATTENTION_DQ_SUM ? DNN_SUMS : DNN_STORED;
         x[i] = dnn_tensor(g, wide ? DT_F32 : p->t, place, shape);
     }
     int product = dnn_tensor(g, DT_F32, DNN_VIRTUAL, shape_of(p->heads, p->rows, p->size));
@@ -138,7 +141,7 @@ void attention_key(const AttentionPart *p, char key[DNN_KEY]) {
              : p->deterministic ? "_grad_repeats"
                                 : "_grad",
              dtype_name(p->t), (long long)p->heads, (long long)p->rows, (long long)p->size,
-             (long long)p->row_stride, (long long)p->lse_stride, (long long)p->lse_alignment);
+             (long long)p->row_stride, (long long)lse_stride(p), (long long)p->lse_alignment);
 }
 
 static const DnnPlan *plan_of(Stream *s, const AttentionPart *p) {
@@ -195,7 +198,7 @@ void cuda_attention(Stream *s, const Attention *a, void *out, real *lse) {
         int64_t first = a->cu_rows[b], rows = a->cu_rows[b + 1] - first;
         void *data[ATTENTION_FORWARD];
         if (!rows) continue;
-        if (!attention_suits(a)) {
+        if (!attention_suits(a, rows)) {
             attention_own(s, a, first, rows, out, lse);
             continue;
         }
@@ -207,9 +210,23 @@ void cuda_attention(Stream *s, const Attention *a, void *out, real *lse) {
     }
 }
 
-static void run_grad(Stream *s, const AttentionPart *p, void **data) {
+/* lse as the graph reads it: in its place, or brought together in `memory`. */
+static void place_lse(Stream *s, AttentionPart *p, void **data, void *memory) {
+    size_t row = (size_t)p->rows * sizeof(real), pitch = (size_t)p->lse_stride * sizeof(real);
+    if (attention_lse_bytes(p)) {
+        cuda_check(cudaMemcpy2DAsync(memory, row, data[ATTENTION_LSE], pitch, row, (size_t)p->heads,
+                                     cudaMemcpyDeviceToDevice, s->queue),
+                   "bringing attention's sums together");
+        data[ATTENTION_LSE] = memory;
+    }
+    p->lse_alignment = lse_alignment(data);
+}
+
+static void run_grad(Stream *s, AttentionPart *p, void **data) {
     real one = 1;
     char *memory = s->workspace;
+    place_lse(s, p, data, memory);
+    memory += attention_lse_bytes(p);
     data[ATTENTION_ONE] = &one;
     data[ATTENTION_SUM] = memory;
     memory += attention_sum_bytes(p);
@@ -228,15 +245,14 @@ void cuda_attention_grad(Stream *s, const Attention *a, const void *out, const r
     for (int b = 0; b < a->segments; b++) {
         int64_t first = a->cu_rows[b], rows = a->cu_rows[b + 1] - first;
         void *data[ATTENTION_BACKWARD];
-        if (rows && !attention_suits(a))
+        if (rows && !attention_suits(a, rows))
             attention_own_grad(s, a, first, rows, out, lse, dout, dq, dk, dv);
-        if (!rows || !attention_suits(a)) continue;
+        if (!attention_suits(a, rows)) continue;
         AttentionPart p = attention_part(a, rows, true);
         for (int64_t head = 0; head < a->heads; head += p.heads) {
             int64_t offset = (first * a->heads + head) * a->head_size;
             p.heads = MIN(p.heads, a->heads - head);
             place_forward(a, first, head, out, lse, &scale, data);
-            p.lse_alignment = lse_alignment(data);
             data[ATTENTION_DOUT] = at(dout, offset, a->t);
             data[ATTENTION_DQ] = at(dq, offset, a->t);
             data[ATTENTION_DK] = at(dk, offset, a->t);

@@ -15,7 +15,7 @@ typedef struct {
     DType t;
     int64_t rows, heads, size; /* L of the segment; N of the slice; E */
     int64_t row_stride;        /* elements from one row of q, k, v, out to the next */
-    int64_t lse_stride;        /* elements from one head of lse to the next */
+    int64_t lse_stride;        /* elements from one head of lse to the next, in memory */
     int64_t lse_alignment;     /* bytes: 16, 8 or 4, as rows before it and heads come out */
     bool backward, deterministic;
 } AttentionPart;
@@ -41,8 +41,8 @@ enum {
     ATTENTION_BACKWARD
 };
 
-/* Whether cuDNN computes it. */
-bool attention_suits(const Attention *a);
+/* Whether cuDNN computes a segment of `rows` rows; of one row its frontend lets it compute none. */
+bool attention_suits(const Attention *a, int64_t rows);
 /* A segment of `rows` rows in as many heads at once as the bounded workspace allows. */
 AttentionPart attention_part(const Attention *a, int64_t rows, bool backward);
 DnnGraph *attention_graph(const AttentionPart *p);
@@ -50,9 +50,11 @@ DnnGraph *attention_graph(const AttentionPart *p);
 void attention_key(const AttentionPart *p, char key[DNN_KEY]);
 /* What cuDNN may choose from: bytes of its workspace, on every GPU. */
 DnnRules attention_rules(const AttentionPart *p);
-/* Bytes of that, of SUM and of DQ_SUM, which lie behind each other in the workspace, last first;
- * and of all. */
+/* Bytes of that, and of what lies before it in the workspace: a copy of lse, SUM and DQ_SUM; and of
+ * all. Until 9.26 cuDNN's backward reads lse as [N,L] whatever the graph says of its strides: where
+ * it lies otherwise, as that of one segment of several does, the graph gets the copy. */
 int64_t attention_library_bytes(const AttentionPart *p);
+int64_t attention_lse_bytes(const AttentionPart *p);
 int64_t attention_sum_bytes(const AttentionPart *p);
 int64_t attention_dq_sum_bytes(const AttentionPart *p);
 int64_t attention_part_workspace(const AttentionPart *p);

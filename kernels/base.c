@@ -32,12 +32,21 @@ bool dtype_from_name(const char *name, DType *t) {
     return false;
 }
 
+void text_disarm(char *text, bool lines) {
+    for (; *text; text++) {
+        if (!is_control(text) || (lines && *text == '\n')) continue;
+        if ((unsigned char)*text == 0xc2) text[1] = '?';
+        *text = '?';
+    }
+}
+
 bool error_set(Error *e, int exit_code, const char *format, ...) {
     if (!e) return false;
     va_list args;
     va_start(args, format);
     vsnprintf(e->text, sizeof e->text, format, args);
     va_end(args);
+    text_disarm(e->text, false);
     e->exit_code = exit_code;
     return false;
 }
@@ -59,13 +68,24 @@ static void begin_failure(void) {
     fprintf(stderr, "cogsmith: %s", speaker);
 }
 
+static char *format_text(const char *format, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, format, args);
+    char *s = xcalloc((size_t)n + 1, 1);
+    vsnprintf(s, (size_t)n + 1, format, again);
+    va_end(again);
+    return s;
+}
+
 void die(const char *format, ...) {
     va_list args;
     va_start(args, format);
-    begin_failure();
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    char *text = format_text(format, args);
     va_end(args);
+    text_disarm(text, true);
+    begin_failure();
+    fprintf(stderr, "%s\n", text);
     exit(EXIT_USER);
 }
 
@@ -104,14 +124,10 @@ char *xstrdup(const char *s) {
 }
 
 char *xprintf(const char *format, ...) {
-    va_list args, again;
+    va_list args;
     va_start(args, format);
-    va_copy(again, args);
-    int n = vsnprintf(NULL, 0, format, args);
+    char *s = format_text(format, args);
     va_end(args);
-    char *s = xcalloc((size_t)n + 1, 1);
-    vsnprintf(s, (size_t)n + 1, format, again);
-    va_end(again);
     return s;
 }
 

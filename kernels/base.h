@@ -120,11 +120,23 @@ typedef struct {
     char text[1200];
 } Error;
 
-/* Fills *e (which may be NULL) and returns false, so that `return error_set(...)` reads well. */
+/* Whether a character of UTF-8 is a control character, of ASCII or of the C1 set, that a terminal
+ * could obey. */
+static inline bool is_control(const char *c) {
+    unsigned char a = (unsigned char)c[0];
+    return a < 0x20 || a == 0x7f || (a == 0xc2 && (unsigned char)c[1] < 0xa0);
+}
+/* Puts '?' in the place of control characters, in texts that quote paths and files; `lines`: the
+ * text has lines, which stay. */
+void text_disarm(char *text, bool lines);
+
+/* Fills *e (which may be NULL) and returns false, so that `return error_set(...)` reads well. The
+ * text is disarmed: it is one line, and a terminal obeys nothing in it. */
 bool error_set(Error *e, int exit_code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* A user's mistake: prints "cogsmith: " and the text on stderr, and ends the program with 2. */
+/* A user's mistake: prints "cogsmith: " and the text, disarmed but for its lines, on stderr, and
+ * ends the program with 2. */
 NORETURN void die(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Ends the program with an error's own text and exit code. */
 NORETURN void die_error(const Error *e);

@@ -2,6 +2,8 @@
  * other talks to the other ranks, in a library that can keep it when a connection has ended. */
 #define _GNU_SOURCE
 #include "kernels/comm_roll.h"
+#include "kernels/comm_help.h"
+#include "kernels/comm_process.h"
 #include "kernels/comm_watch.h"
 
 #include <mpi.h>
@@ -15,7 +17,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { TICK_MS = 100, TALK_MS = 50, NAMES_MOST = 8 };
@@ -25,8 +26,7 @@ enum { TAG_HERE, TAG_LEAVES };
 static const double CALL_SECONDS = 0.75;
 /* A rank that ends by itself may be gone before its message is read. */
 static const double SETTLE_SECONDS = 0.1;
-/* Open MPI reads in this time that a connection has ended. A message over one that it takes for
- * whole would not return from MPI_Isend. */
+/* For Open MPI to read that a connection has ended, before something is to be sent over it. */
 static const double NOTICE_SECONDS = 0.15;
 static const double DEAF_SECONDS = 0.3;
 static const double LEAVE_SECONDS = 0.2;
@@ -35,8 +35,7 @@ static const double MPIRUN_SECONDS = 3; /* it ends the job long before, where th
 /* 256 bytes, in which programs of other versions can tell each other apart. */
 typedef struct {
     char program[64], host[64];
-    char place[120]; /* what else a process number holds for: the kernel and its namespace */
-    int64_t pid;
+    Process process;
 } Entry;
 
 static struct {
@@ -62,15 +61,9 @@ static struct {
  */
 
 static Entry own_entry(void) {
-    Entry e = {.pid = getpid()};
-    char boot[64] = "", space[40] = "";
+    Entry e = {.process = own_process()};
     snprintf(e.program, sizeof e.program, "%s", own_program());
     gethostname(e.host, sizeof e.host - 1);
-    FILE *in = fopen("/proc/sys/kernel/random/boot_id", "r");
-    if (in && !fgets(boot, sizeof boot, in)) *boot = 0;
-    if (in) fclose(in);
-    if (readlink("/proc/self/ns/pid", space, sizeof space - 1) < 0) *space = 0;
-    snprintf(e.place, sizeof e.place, "%.*s %s", (int)strcspn(boot, "\n"), boot, space);
     return e;
 }
 
@@ -94,9 +87,8 @@ static void watch_processes(void) {
     const Entry *mine = &roll.entry[roll.rank];
     for (int i = 0; i < roll.size; i++) {
         const Entry *e = &roll.entry[i];
-        bool near =
-            i != roll.rank && !strcmp(e->host, mine->host) && !strcmp(e->place, mine->place);
-        int fd = near ? (int)syscall(SYS_pidfd_open, (pid_t)e->pid, 0) : -1;
+        bool near = i != roll.rank && !strcmp(e->host, mine->host);
+        int fd = near ? process_open(&e->process) : -1;
         roll.fd[i] = (struct pollfd){.fd = fd, .events = POLLIN}; /* -1: is not looked at */
     }
 }
@@ -209,7 +201,7 @@ static void list_silent(char *text, size_t room, bool gone, bool deaf) {
         if (n++ == NAMES_MOST) snprintf(text + at, room - at, " and more");
         if (n > NAMES_MOST) break;
         snprintf(text + at, room - at, "%srank %d (process %lld on %.63s)", n > 1 ? ", " : "", i,
-                 (long long)roll.entry[i].pid, roll.entry[i].host);
+                 (long long)roll.entry[i].process.number, roll.entry[i].host);
         at += strlen(text + at);
     }
 }
@@ -315,6 +307,7 @@ void roll_open(void (*give_up)(void)) {
     compare_programs();
     MPI_Query_thread(&level);
     if (roll.size == 1 || level != MPI_THREAD_MULTIPLE) return;
+    help_at_once();
     roll.give_up = give_up;
     roll.fd = xcalloc((size_t)roll.size + 1, sizeof *roll.fd);
     roll.gone = xcalloc((size_t)roll.size, sizeof *roll.gone);

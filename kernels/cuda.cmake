@@ -12,13 +12,36 @@ string(CONCAT CUDA_SOURCES "/kernels/([a-z0-9_]+_cuda|cuda(_[a-z]+)?|cudnn_[a-z]
 # multiple of 128, which is nearly always.
 set(LEAST_CUDNN 9.16.0)
 
+# pip_folders(FOLDERS): those of NVIDIA's packages that pip installed for python3, which may have
+# what the toolkit lacks.
+function(pip_folders folders)
+  execute_process(COMMAND python3 -c "import nvidia; print(*nvidia.__path__, sep=';')"
+    OUTPUT_VARIABLE sites OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  set(found "")
+  foreach(site ${sites})
+    file(GLOB packages LIST_DIRECTORIES true ${site}/*)
+    list(APPEND found ${packages})
+  endforeach()
+  set(${folders} "${found}" PARENT_SCOPE)
+endfunction()
+
 # find_cuda(PROBLEM): sets PROBLEM to what is missing, or to "".
 function(find_cuda problem)
   find_package(CUDAToolkit 12.4 QUIET)
+  pip_folders(pip)
   find_path(CUDNN_INCLUDE cudnn.h HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_INCLUDE_DIRS}
-    PATH_SUFFIXES include)
+    PATHS ${pip} PATH_SUFFIXES include)
   find_library(CUDNN_LIBRARY NAMES cudnn libcudnn.so.9
-    HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+    HINTS ${CUDNN_ROOT} ENV CUDNN_ROOT ${CUDAToolkit_LIBRARY_DIR} PATHS ${pip}
+    PATH_SUFFIXES lib lib64)
+  find_path(CUBLASLT_INCLUDE cublasLt.h HINTS ${CUDAToolkit_INCLUDE_DIRS} PATHS ${pip}
+    PATH_SUFFIXES include)
+  # Of these two it is only said where they lie.
+  foreach(library cublasLt nvrtc)
+    string(TOUPPER ${library} name)
+    find_library(${name}_LIBRARY NAMES ${library} lib${library}.so.${CUDAToolkit_VERSION_MAJOR}
+      HINTS ${CUDAToolkit_LIBRARY_DIR} PATHS ${pip} PATH_SUFFIXES lib lib64)
+  endforeach()
   set(version 0)
   if(CUDNN_INCLUDE)
     file(STRINGS ${CUDNN_INCLUDE}/cudnn_version.h lines
@@ -31,6 +54,8 @@ function(find_cuda problem)
       PARENT_SCOPE)
   elseif(NOT CUDNN_INCLUDE OR NOT CUDNN_LIBRARY)
     set(${problem} "no cuDNN 9 with headers (say where: CUDNN_ROOT)" PARENT_SCOPE)
+  elseif(NOT CUBLASLT_INCLUDE)
+    set(${problem} "no cublasLt.h beside the toolkit's headers, and pip has none" PARENT_SCOPE)
   elseif(version VERSION_LESS LEAST_CUDNN)
     set(${problem} "cuDNN ${version} in ${CUDNN_INCLUDE}, and ${LEAST_CUDNN} is the least"
       PARENT_SCOPE)
@@ -74,10 +99,11 @@ if(WITH_CUDA)
   endif()
   set(COGSMITH_CUDA_ARCHS "${archs}" CACHE STRING "compute capabilities to compile for")
   # NCCL's header, and where the library lies; without them one rank has one GPU.
+  pip_folders(pip)
   find_path(NCCL_INCLUDE nccl.h HINTS ${NCCL_ROOT} ENV NCCL_ROOT ${CUDAToolkit_INCLUDE_DIRS}
-    PATH_SUFFIXES include)
+    PATHS ${pip} PATH_SUFFIXES include)
   find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${NCCL_ROOT} ENV NCCL_ROOT
-    ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+    ${CUDAToolkit_LIBRARY_DIR} PATHS ${pip} PATH_SUFFIXES lib lib64)
   set(WITH_NCCL OFF)
   if(NCCL_INCLUDE)
     set(WITH_NCCL ON)
@@ -110,7 +136,7 @@ function(cuda_backend target)
   set_source_files_properties(${CMAKE_SOURCE_DIR}/kernels/optim_cuda.cu PROPERTIES COMPILE_OPTIONS
     --fmad=false)
   target_include_directories(${target} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE}
-    $<$<BOOL:${WITH_NCCL}>:${NCCL_INCLUDE}>)
+    ${CUBLASLT_INCLUDE} $<$<BOOL:${WITH_NCCL}>:${NCCL_INCLUDE}>)
   set(code "")
   list(GET COGSMITH_CUDA_ARCHS 0 first)
   list(GET COGSMITH_CUDA_ARCHS -1 last)
@@ -127,11 +153,13 @@ function(cuda_backend target)
     "$<$<COMPILE_LANGUAGE:CUDA>:${code};${registers};-Xcompiler=-Wall,-Wextra>")
   target_link_libraries(${target} PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS})
   # Where the program looks for the libraries after LD_LIBRARY_PATH.
-  cmake_path(GET CUDNN_LIBRARY PARENT_PATH dnn_folder)
-  target_link_options(${target} INTERFACE LINKER:-rpath,${CUDAToolkit_LIBRARY_DIR}
-    LINKER:-rpath,${dnn_folder})
-  if(NCCL_LIBRARY)
-    cmake_path(GET NCCL_LIBRARY PARENT_PATH nccl_folder)
-    target_link_options(${target} INTERFACE LINKER:-rpath,${nccl_folder})
-  endif()
+  set(folders ${CUDAToolkit_LIBRARY_DIR})
+  foreach(library ${CUDNN_LIBRARY} ${CUBLASLT_LIBRARY} ${NVRTC_LIBRARY} ${NCCL_LIBRARY})
+    cmake_path(GET library PARENT_PATH folder)
+    list(APPEND folders ${folder})
+  endforeach()
+  list(REMOVE_DUPLICATES folders)
+  foreach(folder ${folders})
+    target_link_options(${target} INTERFACE LINKER:-rpath,${folder})
+  endforeach()
 endfunction()

@@ -146,6 +146,12 @@ static int count_devices(Error *e) {
     return 0;
 }
 
+bool cuda_driver(void) {
+    int version = 0;
+    cudaDriverGetVersion(&version);
+    return version > 0;
+}
+
 bool cuda_capable(int index, const char *name, int major, int minor, Error *e) {
     return 10 * major + minor >= LEAST_CAPABILITY ||
            error_set(e, EXIT_WORLD,

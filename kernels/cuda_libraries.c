@@ -7,18 +7,20 @@
 #include <cudnn.h>
 #include <stdio.h>
 
+/* Within a major version functions stay: what serves is what kernels/cuda.cmake asks for, and not
+ * what was there when this was compiled. */
 static Library blas = {.name = "cuBLASLt",
                        .need = "",
                        .file = "libcublasLt.so",
                        .major = CUBLAS_VER_MAJOR,
-                       .minor = CUBLAS_VER_MINOR,
+                       .minor = CUBLAS_VER_MAJOR == 12 ? 4 : 0,
                        .source = "it comes with the CUDA toolkit"};
 /* cuDNN compiles attention with it. */
 static Library rtc = {.name = "NVRTC",
                       .need = ", which cuDNN needs,",
                       .file = "libnvrtc.so",
                       .major = CUDART_VERSION / 1000,
-                      .minor = CUDART_VERSION % 1000 / 10,
+                      .minor = CUDART_VERSION / 1000 == 12 ? 4 : 0,
                       .source = "it comes with the CUDA toolkit"};
 
 static bool open_compiler(Error *e) {
@@ -35,7 +37,7 @@ static Library dnn = {.name = "cuDNN",
                       .need = "",
                       .file = "libcudnn.so",
                       .major = CUDNN_MAJOR,
-                      .minor = CUDNN_MINOR,
+                      .minor = CUDNN_MAJOR == 9 ? 16 : 0,
                       .source = "NVIDIA's packages are called cudnn9-cuda-12 and cudnn9-cuda-13",
                       .before = open_compiler};
 

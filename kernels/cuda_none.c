@@ -1,6 +1,8 @@
 /* In place of the CUDA backend where the toolkit was not found: no device. */
 #include "kernels/kernels.h"
 
+#include <unistd.h>
+
 static bool refuse(Error *e) {
     return error_set(
         e, EXIT_WORLD,
@@ -13,6 +15,8 @@ const Backend *cuda_backend(int index, Error *e) {
     refuse(e);
     return NULL;
 }
+
+bool cuda_driver(void) { return !access("/dev/nvidiactl", F_OK); }
 
 void cuda_opened(CudaDevice *d) {
     (void)d;

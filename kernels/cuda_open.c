@@ -46,7 +46,7 @@ bool cuda_library_version(const Library *l, int64_t version, char text[16], Erro
     snprintf(text, 16, "%d.%d.%d", major, minor, (int)(version % 100));
     if (major == l->major && minor >= l->minor) return true;
     return error_set(e, EXIT_WORLD,
-                     "%s %s is here, and this program was built with %d.%d: install that or a "
-                     "later %d.x, or build again with this one; %s",
+                     "%s %s is here, and this program needs %d.%d or a later %d.x: install that; "
+                     "%s",
                      l->name, text, l->major, l->minor, l->major, l->source);
 }

@@ -8,7 +8,7 @@ typedef struct {
     const char *name;   /* as people call it */
     const char *need;   /* ", which ... need," or "" */
     const char *file;   /* its file, without the number of its major version */
-    int major, minor;   /* what this program was compiled with */
+    int major, minor;   /* the least that serves, of the major version it was compiled with */
     const char *source; /* where to get it */
     void *handle;       /* NULL: not opened yet */
     /* Opens what the library will look for itself, which is looked for in fewer places than what
@@ -23,7 +23,7 @@ bool cuda_library_open(Library *l, Error *e);
 bool cuda_library_beside(const Library *l, const char *file, Error *e);
 /* Its own function; ends the program where there is none. */
 void *cuda_library_function(Library *l, const char *name);
-/* Whether it is the major version, and as new as what this program was compiled with; as text, too.
+/* Whether it is the major version, and not older than the least that serves; as text, too.
  * version: 10000 times the major, and 100 times the minor number, and the patch's. */
 bool cuda_library_version(const Library *l, int64_t version, char text[16], Error *e);
 

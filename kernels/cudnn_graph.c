@@ -107,11 +107,6 @@ static cudnnDataType_t type_of(DType t) {
     return t == DT_F32 ? CUDNN_DATA_FLOAT : t == DT_BF16 ? CUDNN_DATA_BFLOAT16 : CUDNN_DATA_HALF;
 }
 
-static void set_blocks(DnnGraph *g, Descriptor d) {
-    cudnnBackendTensorReordering_t mode = CUDNN_TENSOR_REORDERING_F16x16;
-    set(g, d, CUDNN_ATTR_TENSOR_REORDERING_MODE, CUDNN_TYPE_TENSOR_REORDERING_MODE, 1, &mode);
-}
-
 int dnn_tensor(DnnGraph *g, DType t, DnnPlace place, DnnShape shape) {
     Descriptor d = make(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
     int64_t name = g->n_tensors + 1, align = shape.alignment ? shape.alignment : 16;
@@ -124,7 +119,6 @@ int dnn_tensor(DnnGraph *g, DType t, DnnPlace place, DnnShape shape) {
     set_integers(g, d, CUDNN_ATTR_TENSOR_UNIQUE_ID, 1, &name);
     set(g, d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &is_virtual);
     set(g, d, CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &by_value);
-    if (place == DNN_BLOCKS) set_blocks(g, d);
     finish(g, d, "a tensor");
     append(&g->tensors, &g->n_tensors, d);
     return g->n_tensors;

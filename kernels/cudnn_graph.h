@@ -28,8 +28,8 @@ typedef struct {
 } DnnShape;
 
 /* In memory; in the graph only; one number, read from the host when it runs; in memory for the
- * graph alone, in blocks of 16 x 16 as its kernels like. */
-typedef enum { DNN_STORED, DNN_VIRTUAL, DNN_SCALAR, DNN_BLOCKS } DnnPlace;
+ * graph alone, which its kernels add to. */
+typedef enum { DNN_STORED, DNN_VIRTUAL, DNN_SCALAR, DNN_SUMS } DnnPlace;
 
 typedef enum { DNN_ADD, DNN_SUBTRACT, DNN_MULTIPLY, DNN_EXP, DNN_COPY } DnnPointwise;
 

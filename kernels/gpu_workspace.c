@@ -29,9 +29,9 @@ void cuda_deterministic(bool repeats) {
     cuda_attention_deterministic(repeats ? ATTENTION_SLICE_BYTES : 0);
 }
 
-bool attention_suits(const Attention *a) {
+bool attention_suits(const Attention *a, int64_t rows) {
     return (a->t == DT_BF16 || a->t == DT_F16) && !a->bias && a->head_size % 8 == 0 &&
-           a->head_size <= MAX_SIZE;
+           a->head_size <= MAX_SIZE && rows > 1;
 }
 
 /* Bytes of dS of one head, as cuDNN pads it. */
@@ -67,7 +67,10 @@ int64_t attention_library_bytes(const AttentionPart *p) {
     return SPARE_BYTES + p->heads * align_up(p->rows, 128) * align_up(p->size, 64) * 4;
 }
 
-/* SUM, DQ_SUM and cuDNN's own lie one after the other. */
+int64_t attention_lse_bytes(const AttentionPart *p) {
+    return p->backward && p->lse_stride != p->rows ? align_up(p->heads * p->rows * 4, 256) : 0;
+}
+
 int64_t attention_sum_bytes(const AttentionPart *p) {
     return p->backward ? align_up(p->heads * p->rows * 4, 256) : 0;
 }
@@ -77,15 +80,17 @@ int64_t attention_dq_sum_bytes(const AttentionPart *p) {
 }
 
 int64_t attention_part_workspace(const AttentionPart *p) {
-    return attention_sum_bytes(p) + attention_dq_sum_bytes(p) + attention_library_bytes(p);
+    return attention_lse_bytes(p) + attention_sum_bytes(p) + attention_dq_sum_bytes(p) +
+           attention_library_bytes(p);
 }
 
 size_t cuda_attention_workspace(Stream *s, const Attention *a, bool backward) {
     (void)s;
     int64_t most = 0;
-    for (int b = 0; attention_suits(a) && b < a->segments; b++) {
-        AttentionPart p = attention_part(a, a->cu_rows[b + 1] - a->cu_rows[b], backward);
-        most = MAX(most, attention_part_workspace(&p));
+    for (int b = 0; b < a->segments; b++) {
+        int64_t rows = a->cu_rows[b + 1] - a->cu_rows[b];
+        AttentionPart p = attention_part(a, rows, backward);
+        if (attention_suits(a, rows)) most = MAX(most, attention_part_workspace(&p));
     }
     return (size_t)most;
 }

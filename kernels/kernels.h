@@ -384,6 +384,8 @@ void gemm_check(const Gemm *g);
  * 1, one line): built without CUDA, no driver or too old a one, no such device, a compute
  * capability below 8.0, cuBLASLt or cuDNN missing or too old, a device that does not open. */
 const Backend *cuda_backend(int index, Error *e);
+/* Whether there is an NVIDIA driver here: that no GPU can be used is then worth telling. */
+bool cuda_driver(void);
 /* What plans for a GPU ask of its table, with CUDA or without: only conv_packed and the *_workspace
  * functions are there, and take stream NULL. */
 const Backend *cuda_table(void);

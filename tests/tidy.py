@@ -37,9 +37,9 @@ CXX_STANDARD = {"exception", "memory", "string", "string_view", "utility", "vect
 STANDARD = set("""
     assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign
     stdarg stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time
-    dirent dlfcn fcntl ftw getopt glob libgen poll pthread sched semaphore spawn strings termios
-    unistd sys/file sys/ioctl sys/mman sys/prctl sys/resource sys/socket sys/stat sys/syscall
-    sys/statvfs sys/sysinfo sys/time sys/types sys/uio sys/un sys/utsname sys/wait
+    dirent dlfcn fcntl ftw getopt glob libgen link poll pthread sched semaphore spawn strings
+    termios unistd sys/file sys/ioctl sys/mman sys/prctl sys/resource sys/socket sys/stat
+    sys/syscall sys/statvfs sys/sysinfo sys/time sys/types sys/uio sys/un sys/utsname sys/wait
     """.split())
 
 # Spelled in halves, so that this file does not offend.

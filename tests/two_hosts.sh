@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Trains over two hosts made of network namespaces, and breaks one of them: a link that goes down, a
-# rank that stops (SIGSTOP), a rank that dies (SIGKILL). Each ends the job in time with the culprit
-# named, and the job that is started again comes to the same bits as one that nothing happened to.
+# Trains three ranks over two hosts made of network namespaces, and breaks that of rank 1: a link
+# that goes down, a rank that stops (SIGSTOP), a rank that dies (SIGKILL). Each ends the job in time
+# with the culprit named, and the job that is started again comes to the same bits as one that
+# nothing happened to.
 #
 #   tests/two_hosts.sh [RUNS]     RUNS of each fault (1); needs root, and exits 77 where it is not
 #                                 permitted to make namespaces. COGSMITH names the program.
@@ -13,7 +14,7 @@ cd "$(dirname "$script")/.."
 
 timeout=5 # ranks.timeout, in seconds
 margin=12 # for what comes after it: the last call, mpirun's own end
-steps=16  # of the whole run
+steps=40  # of the whole run, which must not end before it is broken
 runs=${1:-1}
 
 skip() {
@@ -61,7 +62,7 @@ make_hosts() {
         ip -n "$host" addr add "10.9.0.$number/24" dev eth0
         ip -n "$host" link set lo up
         ip -n "$host" link set eth0 up
-        echo "10.9.0.$number slots=1" >>"$scratch/hosts"
+        echo "10.9.0.$number slots=2" >>"$scratch/hosts"
         mkdir -p "$scratch/tmp-$host"
         number=$((number + 1))
     done
@@ -84,7 +85,7 @@ AGENT
 # that it cannot reach: keepalives, of less time than ranks.timeout, let it give the host up.
 start() {
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 \
-        OMPI_MCA_mpi_yield_when_idle=1 mpirun -n 2 --map-by node --bind-to none \
+        OMPI_MCA_mpi_yield_when_idle=1 mpirun -n 3 --map-by node --bind-to none \
         --hostfile "$scratch/hosts" -x OMP_NUM_THREADS --mca plm_rsh_agent "$scratch/agent" \
         --mca btl tcp,self --mca btl_tcp_if_include 10.9.0.0/24 \
         --mca oob_tcp_if_include 10.9.0.0/24 \
@@ -126,7 +127,7 @@ process_of_rank() { # RANK
 
 # ---- faults --------------------------------------------------------------------------------------
 
-# How the culprit is named: mpirun loses the host, or the other rank misses the answer, or that of
+# How the culprit is named: mpirun loses the host, or the other ranks miss the answer, or that of
 # the roll that it calls when mpirun tells it to end.
 told='rank 0, in step [0-9]*, had come to [a-z_]* number [0-9]*'
 declare -A names=(
@@ -136,10 +137,13 @@ declare -A names=(
 )
 
 break_it() { # FAULT
+    local rank
+    rank=$(process_of_rank 1)
+    [[ -n $rank ]] || fail "rank 1 is not there: the job is over, or its program is no 'cogsmith'"
     case $1 in
     link) ip -n b link set eth0 down ;;
-    stop) kill -STOP "$(process_of_rank 1)" ;;
-    kill) kill -KILL "$(process_of_rank 1)" ;;
+    stop) kill -STOP "$rank" ;;
+    kill) kill -KILL "$rank" ;;
     esac
 }
 

@@ -30,12 +30,6 @@ typedef struct {
     int line;
 } Seen;
 
-/* What a user typed may hold control characters; a terminal must not obey them. */
-static void disarm(char *text) {
-    for (; *text; text++)
-        if ((unsigned char)*text < 0x20 || *text == 0x7F) *text = '?';
-}
-
 static bool complain(Error *e, const char *place, const char *path, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
@@ -46,9 +40,7 @@ static bool complain(Error *e, const char *place, const char *path, const char *
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    error_set(e, EXIT_USER, "%.200s: %.80s%s%s", place, path, *path ? ": " : "", text);
-    if (e) disarm(e->text);
-    return false;
+    return error_set(e, EXIT_USER, "%.200s: %.80s%s%s", place, path, *path ? ": " : "", text);
 }
 
 static char *place_of(const Reader *r, yaml_mark_t mark) {

@@ -5,6 +5,7 @@
 #include "trainer/host_memory.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,12 +16,21 @@ static int index_of(const Config *c) {
     return c->device.index >= 0 ? c->device.index : comm_local_rank();
 }
 
+/* With device=auto a GPU that cannot be used is told, once. */
+static void tell_unused(const Error *e) {
+    static bool told;
+    if (!told && cuda_driver() && comm_local_rank() == 0)
+        fprintf(stderr, "cogsmith: device=auto takes the CPU: %s\n", e->text);
+    told = true;
+}
+
 const Backend *device_backend(const Config *c) {
     Error e;
     if (c->device.kind == DEVICE_CPU) return &BACKEND_CPU;
     const Backend *k = cuda_backend(index_of(c), &e);
     if (k) return k;
     if (c->device.kind == DEVICE_CUDA) config_die(c, "device", "%s", e.text);
+    tell_unused(&e);
     return &BACKEND_CPU;
 }
 

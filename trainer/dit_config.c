@@ -7,7 +7,10 @@
 #include <jansson.h>
 #include <string.h>
 
-enum { MAX_ROWS = 1 << 28 }; /* far beyond any video; keeps every product of sizes in 64 bits */
+enum {
+    MAX_ROWS = 1 << 28, /* far beyond any video; keeps every product of sizes in 64 bits */
+    MAX_WIDTH = 8192,   /* what the CPU's kernels take of a row */
+};
 
 static const DitConfig DEFAULTS = {.heads = 30,
                                    .head_size = 64,
@@ -177,6 +180,21 @@ static bool check_fixed(const Json *j, Error *e) {
     return true;
 }
 
+/* Rotary angles take quarters and eighths of a head, sincos positions sixteenths of the width. */
+static bool check_width(const DitConfig *c, const char *path, Error *e) {
+    int64_t width = c->heads * c->head_size, of_head = c->rotary ? 16 : 8;
+    if (c->head_size % of_head)
+        return error_set(e, EXIT_USER,
+                         "%.300s: attention_head_dim: expected a multiple of %lld, found %lld",
+                         path, (long long)of_head, (long long)c->head_size);
+    if (width % 16 || width > MAX_WIDTH)
+        return error_set(e, EXIT_USER,
+                         "%.300s: num_attention_heads times attention_head_dim: expected a "
+                         "multiple of 16 up to %d, found %lld",
+                         path, MAX_WIDTH, (long long)width);
+    return true;
+}
+
 static bool check_together(const DitConfig *c, const char *path, Error *e) {
     if (c->in_channels != c->out_channels && c->in_channels != 2 * c->out_channels)
         return error_set(e, EXIT_USER,
@@ -187,10 +205,7 @@ static bool check_together(const DitConfig *c, const char *path, Error *e) {
         return error_set(e, EXIT_USER,
                          "%s: ofs_embed_dim: expected time_embed_dim, %lld, found %lld", path,
                          (long long)c->time_dim, (long long)c->ofs_dim);
-    if (c->head_size % 16)
-        return error_set(e, EXIT_USER,
-                         "%s: attention_head_dim: expected a multiple of 16, found %lld", path,
-                         (long long)c->head_size);
+    if (!check_width(c, path, e)) return false;
     if (c->sample_height % c->patch || c->sample_width % c->patch)
         return error_set(e, EXIT_USER,
                          "%s: sample_height and sample_width: expected multiples of patch_size, "
@@ -216,7 +231,7 @@ bool dit_config_read(DitConfig *c, const char *path, Error *e) {
     c->temporal_patch = json_has(&j, "patch_size_t");
     bool ok = check_keys(&j, e) && check_fixed(&j, e) && read_counts(c, &j, e) &&
               read_numbers(c, &j, e) && read_flags(c, &j, e) && check_together(c, path, e);
-    c->width = c->heads * c->head_size;
+    if (ok) c->width = c->heads * c->head_size;
     json_close(&j);
     return ok;
 }

@@ -125,12 +125,15 @@ static int add(ParamSet *p, const char *module, const char *leaf, Shape shape, i
 
 /* n maps side by side: all weights, then all biases, then the adapters. */
 static void add_linears(ParamSet *p, Linear *l, int n, bool trained) {
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         l[i].w = add(p, l[i].module, "weight", l[i].shape, l[i].block, trained);
+        if (i) params_beside(p, l[i].w);
+    }
     for (int i = 0; i < n; i++) {
         l[i].b = -1;
-        if (l[i].has_bias)
-            l[i].b = add(p, l[i].module, "bias", SHAPE(l[i].shape.dim[0]), l[i].block, trained);
+        if (!l[i].has_bias) continue;
+        l[i].b = add(p, l[i].module, "bias", SHAPE(l[i].shape.dim[0]), l[i].block, trained);
+        if (i) params_beside(p, l[i].b);
     }
     for (int i = 0; i < n; i++) linear_add_adapter(p, &l[i]);
 }

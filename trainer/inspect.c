@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 bool inspect_has(const char *folder, const char *name) {
     char *path = xprintf("%s/%s", folder, name);
@@ -301,6 +302,11 @@ json_t *inspect_path(const char *path, Error *e) {
         return NULL;
     }
     bool folder = S_ISDIR(info.st_mode);
+    if (folder && access(path, R_OK | X_OK)) {
+        error_set(e, EXIT_USER, "%.300s: expected a folder that can be read: %s.", path,
+                  strerror(errno));
+        return NULL;
+    }
     int digests = 0;
     if (folder && !inspect_digests(path, &digests, e)) return NULL;
     json_t *report = inspect_what_it_is(path, folder, e);

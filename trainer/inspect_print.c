@@ -30,11 +30,7 @@ static void print_bytes(double bytes) {
 
 /* A file's text, without what a terminal could obey. */
 static void print_safe(const char *s, size_t most) {
-    for (size_t i = 0; s[i] && i < most; i++) {
-        unsigned char c = (unsigned char)s[i];
-        bool c1 = c == 0xc2 && (unsigned char)s[i + 1] < 0xa0;
-        putchar(c < 0x20 || c == 0x7f || c1 ? '?' : c);
-    }
+    for (size_t i = 0; s[i] && i < most; i++) putchar(is_control(s + i) ? '?' : s[i]);
     if (strlen(s) > most) printf("... (%zu bytes)", strlen(s));
 }
 
@@ -94,24 +90,27 @@ static void print_transformer(const json_t *r, int indent) {
 static void print_component(const json_t *r, int indent) {
     const char *kind = text(r, "kind");
     if (json_is_false(json_object_get(r, "present"))) {
-        printf("%s: not there\n", text(r, "class"));
+        print_safe(text(r, "class"), METADATA_CHARS);
+        printf(": not there\n");
     } else if (!strcmp(kind, "transformer")) {
         print_transformer(r, indent);
     } else if (!strcmp(kind, "tokenizer")) {
-        printf("%s, ", text(r, "class"));
+        print_safe(text(r, "class"), METADATA_CHARS);
+        printf(", ");
         if (!json_is_integer(json_object_get(r, "vocabulary_bytes")))
             printf("no spiece.model\n");
         else
             printf("spiece.model of %lld bytes\n", whole(r, "vocabulary_bytes"));
     } else if (!strcmp(kind, "scheduler")) {
-        printf("%s", text(r, "class"));
+        print_safe(text(r, "class"), METADATA_CHARS);
         if (json_object_get(r, "prediction"))
             printf(", %s, betas %g to %g, SNR shift %g, %s terminal SNR", text(r, "prediction"),
                    number(r, "beta_start"), number(r, "beta_end"), number(r, "snr_shift_scale"),
                    json_is_true(json_object_get(r, "zero_terminal_snr")) ? "zero" : "nonzero");
         printf("\n");
     } else {
-        printf("%s: ", text(r, "class"));
+        print_safe(text(r, "class"), METADATA_CHARS);
+        printf(": ");
         print_weights(r);
     }
 }
@@ -121,8 +120,10 @@ static void print_model(const json_t *report) {
     const json_t *class = json_object_get(report, "class");
     json_t *part;
     size_t i;
-    printf("model folder, %s\n",
-           json_is_string(class) ? json_string_value(class) : "without model_index.json");
+    printf("model folder, ");
+    print_safe(json_is_string(class) ? json_string_value(class) : "without model_index.json",
+               METADATA_CHARS);
+    putchar('\n');
     json_array_foreach(list, i, part) {
         printf("  %-*s", INDENT - 2, text(part, "name"));
         print_component(part, INDENT);

@@ -127,19 +127,20 @@ Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, 
     return l;
 }
 
-/* Ends the program where a plan needs more than there is: on a GPU, where memory.budget says how
- * much that is, or of the host's memory. What else a CPU has free is only an estimate. */
+/* Ends the program where a plan needs more than there is: of the host's memory, which is a CPU's
+ * too, of a GPU's, or of what memory.budget says. */
 static void check_fits(const Learner *l, const Config *c, int64_t available) {
     const double gib = 1 << 30;
     const Model *m = l->model;
     LearnerBytes b = learner_bytes(l);
-    if (b.host && learner_on_host(l) > m->host_limit)
-        die("%.2f GiB of host memory are needed for what rests or waits there%s, and %.2f GiB are "
+    if (learner_on_host(l) > MAX(m->host_limit, 0))
+        die("%.3f GiB of host memory are needed%s for what rests or waits there%s, and %.3f GiB "
+            "are "
             "free for that. memory.optimizer.home, memory.activations.home and memory.base.home "
             "say what that is; fewer frames or a smaller size need less",
-            (double)learner_on_host(l) / gib,
+            (double)learner_on_host(l) / gib, comm_local_size() > 1 ? " by each rank" : "",
             one_memory(m) ? " and for the steps, which this CPU takes in the same memory" : "",
-            (double)m->host_limit / gib);
+            (double)MAX(m->host_limit, 0) / gib);
     if (b.total <= available) return;
     if (c->memory.budget)
         config_die(

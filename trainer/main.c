@@ -185,12 +185,23 @@ static void spin_briefly(char **argv) {
         execv(path, argv);
 }
 
+/* A page of a mapped file is not to be had. Whoever reads it cannot go on, on whatever thread. */
+static void lose_page(int number) {
+    static const char text[] = "cogsmith: a file was cut short while it was read, or its disk "
+                               "failed: see that nothing writes to it, and start again\n";
+    (void)number;
+    ssize_t written = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)written;
+    _exit(EXIT_WORLD);
+}
+
 /* More than mpirun takes to end the other ranks once one has failed. */
 static const double END_SECONDS = 2;
 
 int main(int argc, char **argv) {
     spin_briefly(argv);
     if (comm_world_rank()) die_after(END_SECONDS, xprintf("rank %d: ", comm_world_rank()));
+    signal(SIGBUS, lose_page);
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is then a failed write, like a full disk */
     int code = run_program(argc, argv);
     if (fflush(stdout) || ferror(stdout)) {

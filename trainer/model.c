@@ -318,12 +318,15 @@ static void freeze_adapter(Model *m, const Adapter *a) {
 static void check_host_memory(Model *m) {
     const double gib = 1 << 30;
     m->host_limit = ranks_least(m->comm, m->stream, m->host_limit);
-    int64_t bytes = params_host_bytes(m->params);
-    if (bytes > m->host_limit)
-        die("%.2f GiB of host memory are needed for what memory.base.home and "
-            "memory.optimizer.home have rest there, and %.2f GiB are free. `cogsmith plan` says "
-            "what takes how much",
-            (double)bytes / gib, (double)m->host_limit / gib);
+    bool cpu = m->memory.k == &BACKEND_CPU;
+    int64_t bytes = params_host_bytes(m->params) + (cpu ? params_device_bytes(m->params) : 0);
+    if (bytes > MAX(m->host_limit, 0))
+        die("%.3f GiB of host memory are needed%s for %s, and %.3f GiB are free. `cogsmith plan` "
+            "says what takes how much",
+            (double)bytes / gib, comm_local_size() > 1 ? " by each rank" : "",
+            cpu ? "the weights and the optimizer's state"
+                : "what memory.base.home and memory.optimizer.home have rest there",
+            (double)MAX(m->host_limit, 0) / gib);
 }
 
 static void fill_params(Model *m, const Config *c, ModelDetail detail, Adapter *start) {

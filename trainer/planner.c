@@ -254,12 +254,12 @@ static const MemoryChoice *smallest(const Planning *p, int64_t available) {
 /* What there is does not do. budget: of the device, context included; 0: what is free there. */
 NORETURN static void refuse(const Config *c, const Planning *p, int64_t available) {
     const MemoryChoice *m = &p->tried[p->chosen], *else_ = smallest(p, available);
-    const double gib = 1 << 30;
+    const double gib = 1 << 30, host_free = (double)MAX(p->host_limit, 0) / gib;
     bool frozen = strcmp(m->base_home, "none") != 0;
     int64_t most = c->memory.budget ? c->memory.budget : available;
     char *host = else_ ? xprintf("; it would do with %.3f GiB of host memory, of which %.3f GiB "
                                  "are free",
-                                 (double)else_->host_together / gib, (double)p->host_limit / gib)
+                                 (double)else_->host_together / gib, host_free)
                        : xstrdup("");
     char *least = xprintf(
         "the least possible is %.3f GiB, with %s%s%sthe optimizer at %s, activations at %s and "
@@ -274,7 +274,7 @@ NORETURN static void refuse(const Config *c, const Planning *p, int64_t availabl
         die("%.3f GiB of host memory are needed for what rests or waits there%s, and %.3f GiB are "
             "free; %s",
             (double)m->host_together / gib, p->host_ranks > 1 ? ", by all ranks of a host" : "",
-            (double)p->host_limit / gib, least);
+            host_free, least);
     if (c->memory.budget)
         config_die(c, "memory.budget", "%.3f GiB is too little: %s", (double)most / gib, least);
     die("the %.3f GiB of device memory that are free are too little: %s", (double)most / gib,
@@ -325,7 +325,9 @@ void planner_decide(Config *c, Training training, Comm *ranks) {
     ranks_agree(ranks, "device", k->name);
     if (k == &BACKEND_CPU && !c->memory.budget) return;
     ranks_least(ranks, NULL, 0); /* every rank has its device before memory is measured */
+    int64_t host_bytes = ranks_least(ranks, NULL, host_free_bytes()); /* before any is taken */
     Profile mine = device_profile(c);
+    mine.host_bytes = host_bytes;
     int64_t available = device_available(c) - (c->memory.budget ? 0 : SPARE_BYTES);
     planner_choose(c, training, ranks, &mine, available);
 }

@@ -17,9 +17,14 @@ VaeTiling config_tiling(const Config *c) {
 
 VaeJob *config_vae_job(const Config *c, Vae *v, VaeHalfName half, int64_t frames, int64_t height,
                        int64_t width, const char *what) {
+    return config_vae_job_beside(c, 0, v, half, frames, height, width, what);
+}
+
+VaeJob *config_vae_job_beside(const Config *c, int64_t beside, Vae *v, VaeHalfName half,
+                              int64_t frames, int64_t height, int64_t width, const char *what) {
     Error e;
     VaeTiling tiling = config_tiling(c);
-    int64_t available = device_available(c);
+    int64_t available = device_available(c) - (c->memory.budget ? beside : 0);
     VaeJob *j = vae_job_open(v, half, frames, height, width, &tiling, available, &e);
     if (!j && c->memory.budget && tiling.choice == VAE_TILE_AUTO)
         config_die(c, "memory.budget", "%s: %s", what, e.text);
@@ -29,7 +34,7 @@ VaeJob *config_vae_job(const Config *c, Vae *v, VaeHalfName half, int64_t frames
         config_die(c, "memory.budget",
                    "the autoencoder needs %.0f MiB for %s%s, and %.0f MiB beside it%s",
                    (double)vae_job_bytes(j) / mib, what, vae_job_tiled(j) ? " in tiles" : "",
-                   (double)device_context_bytes(c) / mib,
+                   (double)(device_context_bytes(c) + beside) / mib,
                    tiling.choice == VAE_TILE_OFF ? "; leave vae.tiling out" : "");
     return j;
 }

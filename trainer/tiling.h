@@ -10,3 +10,6 @@ VaeTiling config_tiling(const Config *c);
  * 2). */
 VaeJob *config_vae_job(const Config *c, Vae *v, VaeHalfName half, int64_t frames, int64_t height,
                        int64_t width, const char *what);
+/* The same where `beside` bytes of memory.budget are in use already. */
+VaeJob *config_vae_job_beside(const Config *c, int64_t beside, Vae *v, VaeHalfName half,
+                              int64_t frames, int64_t height, int64_t width, const char *what);

@@ -148,6 +148,14 @@ void previews_close(Previews *p) {
     free(p);
 }
 
+/* What training holds of the device, all of it while previews are decoded. */
+static int64_t training_bytes(const Train *t) {
+    int64_t bytes = learner_bytes(t->learner).total;
+    if (!t->holdout.learner) return bytes;
+    LearnerBytes b = learner_bytes(t->holdout.learner);
+    return bytes + b.total - b.resident;
+}
+
 /* run/samples/step-000100-0.mp4 and .png */
 static bool write_clip(const Train *t, const Vae *v, int prompt, const float *latents, Error *e) {
     const ClipSize *z = &t->previews->size;
@@ -155,7 +163,9 @@ static bool write_clip(const Train *t, const Vae *v, int prompt, const float *la
     float *frames = xcalloc((size_t)(pixels * VAE_COLORS), sizeof *frames);
     uint8_t *rgb = xcalloc((size_t)pixels, VAE_COLORS);
     Clip8 clip = {rgb, z->frames_out, z->height, z->width};
-    latents_decode(t->config, (Vae *)v, z, latents, frames);
+    Config rest = *t->config; /* borrows the strings */
+    if (rest.memory.budget) rest.memory.budget = MAX(1, rest.memory.budget - training_bytes(t));
+    latents_decode(&rest, (Vae *)v, z, latents, frames);
     frames_to_bytes(z, frames, rgb);
     char *stem = xprintf("%s/samples/step-%06lld-%d", t->run.path, (long long)t->at.step, prompt);
     char *mp4 = xprintf("%s.mp4", stem), *png = xprintf("%s.png", stem);
@@ -201,7 +211,8 @@ void previews_check(const Train *t) {
     sampler_close(sampler_open(t->model, c, z, c->sample.guidance > 1));
     if (t->model->comm->rank) return;
     Vae *v = latents_vae(c, &t->model->dit->config);
-    vae_job_close(config_vae_job(c, v, VAE_DECODER, z->f - z->padding, z->h, z->w, "previews"));
+    vae_job_close(config_vae_job_beside(c, training_bytes(t), v, VAE_DECODER, z->f - z->padding,
+                                        z->h, z->w, "previews"));
     vae_close(v);
 }
 

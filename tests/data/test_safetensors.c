@@ -161,6 +161,24 @@ static void test_fields(void **state) {
     safetensors_close(&s);
 }
 
+/* A header of as many bytes as are allowed, and of one more, both all there. */
+static void test_largest_header(void **state) {
+    (void)state;
+    for (uint64_t more = 0; more < 2; more++) {
+        uint64_t n = SAFETENSORS_MAX_HEADER_BYTES + more;
+        char *bytes = xcalloc(n + 8, 1);
+        memcpy(bytes, &n, 8);
+        memset(bytes + 8, ' ', n);
+        memcpy(bytes + 8, "{}", 2);
+        Safetensors s;
+        Error e;
+        assert_true(safetensors_parse(&s, bytes, n + 8, "text", &e) == !more);
+        if (more) assert_non_null(strstr(e.text, "more than the 16000000 that are allowed"));
+        safetensors_close(&s);
+        free(bytes);
+    }
+}
+
 static void test_error_text(void **state) {
     (void)state;
     Safetensors s;
@@ -410,6 +428,7 @@ int main(void) {
         cmocka_unit_test(test_headers),
         cmocka_unit_test(test_fields),
         cmocka_unit_test(test_error_text),
+        cmocka_unit_test(test_largest_header),
         cmocka_unit_test_setup_teardown(test_not_files, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_published_bytes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_round_trip, set_up, tear_down),

@@ -5,6 +5,7 @@
  * usage: bench_device [--device N | --cpu] [--small] [--type bf16|f16|f32] [--repeat N]
  *                     [--json FILE] [NAME ...]
  *   --small   a toy model, which a CPU can wait for
+ *   --json    adds an object a row to the file
  *   NAME      only the rows whose names begin so, as "5b attention"
  *
  * share: the time that the measured rates allow, of a large product or of a copy, over the time
@@ -297,7 +298,7 @@ static Options options_of(int n, char **words) {
             o.t = type_of(value);
         else if (!strcmp(word, "--repeat"))
             o.repeat = atoi(value);
-        else if (strcmp(word, "--json") || !(o.json = fopen(value, "w")))
+        else if (strcmp(word, "--json") || !(o.json = fopen(value, "a")))
             usage();
         i += !flag;
     }

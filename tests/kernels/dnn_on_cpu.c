@@ -59,7 +59,16 @@ int dnn_tensor(DnnGraph *g, DType t, DnnPlace place, DnnShape shape) {
 
 static void add_op(DnnGraph *g, GraphOp op) { g->ops[g->n_ops++] = op; }
 
+/* What is subtracted from scores is read as [N,L], whatever the strides say (until cuDNN 9.26). */
+static void check_subtracted(const GraphTensor *t) {
+    const DnnShape *s = &t->shape;
+    CHECK(s->dim[3] == 1 && s->stride[2] == 1 && s->stride[1] == s->dim[2],
+          "rows of one number, %lld apart, for heads of %lld", (long long)s->stride[1],
+          (long long)s->dim[2]);
+}
+
 void dnn_pointwise(DnnGraph *g, DnnPointwise mode, int x, int b, int y) {
+    if (mode == DNN_SUBTRACT) check_subtracted(&g->tensors[b]);
     add_op(g, (GraphOp){.kind = OP_POINTWISE, .mode = mode, .a = x, .b = b, .y = y});
 }
 void dnn_sum(DnnGraph *g, int x, int y) { add_op(g, (GraphOp){.kind = OP_SUM, .a = x, .y = y}); }
@@ -163,7 +172,7 @@ static void run_matmul(const GraphTensor *a, const GraphTensor *b, const GraphTe
               "a product of other sizes, axis %d", i);
     do {
         int64_t left[] = {at[0], at[1], at[2], 0}, right[] = {at[0], at[1], 0, at[3]};
-        bool adds = c->place == DNN_BLOCKS;
+        bool adds = c->place == DNN_SUMS;
         double sum = adds ? get(c, offset_of(c, at)) : 0;
         for (int64_t k = 0; k < inner; k++) {
             left[3] = right[2] = k;
@@ -306,6 +315,15 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
                             cudaStream_t queue) {
     (void)kind, (void)queue;
     memcpy(to, from, bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                              size_t width, size_t rows, enum cudaMemcpyKind kind,
+                              cudaStream_t queue) {
+    (void)kind, (void)queue;
+    for (size_t i = 0; i < rows; i++)
+        memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, width);
     return cudaSuccess;
 }
 

@@ -106,13 +106,22 @@ static void old_libraries_are_refused(void **state) {
     const char *fake = folder("FAKE_LIBRARIES");
     char *old = xprintf("FAKE_DNN=%d FAKE_DNN_CUDA=%d", CUDNN_MAJOR * 10000 + 305, CUDART_VERSION);
     assert_int_equal(ask("libraries", fake, old), EXIT_WORLD);
-    EXPECT_WORDS("cuDNN 9.3.5 is here", "built with 9.", "install");
+    EXPECT_WORDS("cuDNN 9.3.5 is here", "needs 9.16 or a later 9.x", "install");
     char *other = xprintf("FAKE_DNN=%d FAKE_DNN_CUDA=%d", CUDNN_MAJOR * 10000 + CUDNN_MINOR * 100,
                           CUDART_VERSION - 1000);
     assert_int_equal(ask("libraries", fake, other), EXIT_WORLD);
     EXPECT_WORDS("is the one for CUDA", "install cuDNN for CUDA");
     free(old);
     free(other);
+}
+
+/* One that is older than what this was compiled with, and new enough. */
+static void least_libraries_serve(void **state) {
+    (void)state;
+    char *least = xprintf("FAKE_DNN=91600 FAKE_DNN_CUDA=%d", CUDART_VERSION);
+    assert_int_equal(ask("libraries", folder("FAKE_LIBRARIES"), least), 0);
+    EXPECT_WORDS("cuDNN 9.16.0");
+    free(least);
 }
 
 /* cuDNN's compiler comes in two parts. */
@@ -204,6 +213,7 @@ int main(int n, char **words) {
         cmocka_unit_test(no_driver_is_said),
         cmocka_unit_test(libraries_are_found),
         cmocka_unit_test(old_libraries_are_refused),
+        cmocka_unit_test(least_libraries_serve),
         cmocka_unit_test(missing_libraries_are_named),
         cmocka_unit_test(errors_are_explained),
         cmocka_unit_test(old_gpus_are_refused),

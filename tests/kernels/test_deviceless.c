@@ -181,7 +181,7 @@ static void attention_plans(void **state) {
 static void odd_attention_of(Trial *t) {
     static const struct {
         int64_t heads, rows, size, lse_stride, lse_alignment;
-    } PARTS[] = {{30, 1576, 64, 3200, 16}, {30, 1576, 64, 3200, 4}, {2, 1, 64, 7, 4},
+    } PARTS[] = {{30, 1576, 64, 3200, 16}, {30, 1576, 64, 3200, 4}, {2, 2, 64, 7, 4},
                  {1, 45106, 64, 45106, 8}, {4, 77, 16, 77, 16},     {3, 300, 128, 301, 4}};
     for (size_t i = 0; i < COUNT(PARTS); i++)
         for (int form = 0; form < 3; form++)

@@ -82,6 +82,21 @@ static void normals_are_normal(void **state) {
     free(z);
 }
 
+/* As the header of kernels/random.h has it, for others to reproduce. */
+static void normals_are_pairs_of_uniforms(void **state) {
+    (void)state;
+    enum { COUNT_OF_PAIRS = 500 };
+    float z[2 * COUNT_OF_PAIRS], u[2 * COUNT_OF_PAIRS];
+    Draw draw = {.seed = 5, .ordinal = 2, .step = 9, .purpose = PURPOSE_NOISE};
+    random_normal(draw, 0, COUNT(z), z);
+    random_uniform(draw, 0, COUNT(u), u);
+    for (int i = 0; i < 2 * COUNT_OF_PAIRS; i += 2) {
+        double r = sqrt(-2 * log((double)u[i])), a = 2 * acos(-1.0) * (double)u[i + 1];
+        assert_true(fabs((double)z[i] - r * cos(a)) < 1e-5);
+        assert_true(fabs((double)z[i + 1] - r * sin(a)) < 1e-5);
+    }
+}
+
 static void uniforms_lie_within_the_interval(void **state) {
     (void)state;
     float *u = xcalloc(N, sizeof *u), least = 1, most = 0;
@@ -166,6 +181,7 @@ int main(void) {
         cmocka_unit_test(a_draw_does_not_depend_on_its_neighbours),
         cmocka_unit_test(every_field_changes_the_draw),
         cmocka_unit_test(normals_are_normal),
+        cmocka_unit_test(normals_are_pairs_of_uniforms),
         cmocka_unit_test(uniforms_lie_within_the_interval),
         cmocka_unit_test(dropout_zeroes_what_was_drawn),
         cmocka_unit_test(dropout_of_parts_is_that_of_the_whole),

@@ -167,7 +167,10 @@ static const struct {
     {"num_layers", "-3", "expected a number from 1 to 1024, found -3"},
     {"num_layers", "99999999999", "expected a number from 1 to 1024"},
     {"num_attention_heads", "{}", "expected a whole number, got {}"},
-    {"attention_head_dim", "40", "expected a multiple of 16, found 40"},
+    {"num_attention_heads", "9223372036854775807", "expected a number from 1 to 1024"},
+    {"num_attention_heads", "129", "expected a multiple of 16 up to 8192, found 8256"},
+    {"attention_head_dim", "36", "expected a multiple of 8, found 36"},
+    {"attention_head_dim", "40", "expected a multiple of 16 up to 8192, found 40"},
     {"in_channels", "17", "expected 16, or 32 for image to video, found 17"},
     {"sample_width", "7", "expected multiples of patch_size"},
     {"norm_eps", "\"1e-5\"", "expected a number, got \"1e-5\""},
@@ -225,6 +228,7 @@ static void test_config_text(void **state) {
         {"", ":1:", "not valid JSON"},
         {"{\"num_layers\": NaN}", ":1:", "not valid JSON"},
         {"{\"a\xff\": 1}", ":1:", "unable to decode byte 0xff"},
+        {"{\"x\\u001b[2J\\u0085\\n\": 1}", ": \"x?[2J??", "no such key"},
     };
     for (size_t i = 0; i < COUNT(TEXTS); i++) {
         use("2b");
@@ -524,6 +528,12 @@ static void test_unreadable(void **state) {
         chmod(at("o"), closed ? 0 : 0555);
         assert_refused(probe(NULL), EXIT_USER,
                        PARTS("probe.out", at("o/out.safetensors"), "Permission denied"));
+    }
+    if (reachable) {
+        use("2b");
+        chmod(at("m/transformer"), 0);
+        refused_by_inspect(at("m/transformer"), PARTS(at("m/transformer"), "Permission denied"));
+        chmod(at("m/transformer"), 0755);
     }
     run_as.unprivileged = false;
     if (reachable) return;

@@ -188,11 +188,11 @@ static void plan_tight(void *context) {
     learner_plan(t->model, t->config, t->pack, 1, true, INT64_MAX);
 }
 
-/* What a plan needs of the host is known, and refused, before anything is allocated. */
-static void test_too_little_host_memory(void **state) {
-    (void)state;
+/* What a plan needs of the host is known, and refused, before anything is allocated: a CPU's steps
+ * are in the same memory, also where nothing else is. */
+static void check_host_memory(const char *activations) {
     Config *c = tiny_config("5b");
-    set(c, "memory.activations.home", "host");
+    set(c, "memory.activations.home", activations);
     set(c, "memory.recompute", "none");
     Model *m = model_open(c, TRAIN_LORA, MODEL_SHAPES, false);
     Pack pack = {1, (const int64_t[][3]){{3, 4, 8}}, (const int64_t[]){10}};
@@ -200,15 +200,22 @@ static void test_too_little_host_memory(void **state) {
     LearnerBytes b = learner_bytes(l);
     Tight tight = {m, c, &pack};
     learner_close(l);
-    assert_true(b.host > 0);
-    m->host_limit = b.host + b.total; /* a CPU's steps are in the same memory */
+    assert_true((b.host > 0) == !strcmp(activations, "host"));
+    m->host_limit = b.host + b.total;
     char *said;
     assert_int_equal(ends(plan_tight, &tight, &said), 0);
     free(said);
     m->host_limit--;
-    ENDS(plan_tight, &tight, EXIT_USER, "GiB of host memory are needed for what rests or waits");
+    ENDS(plan_tight, &tight, EXIT_USER, "GiB of host memory are needed for what rests or waits",
+         "and for the steps, which this CPU takes in the same memory");
     model_close(m);
     config_free(c);
+}
+
+static void test_too_little_host_memory(void **state) {
+    (void)state;
+    check_host_memory("host");
+    check_host_memory("device");
 }
 
 int main(void) {

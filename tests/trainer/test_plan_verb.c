@@ -190,12 +190,29 @@ static void too_small_a_budget_is_refused(void **state) {
             "memory.budget: 1.000 GiB is too little");
 }
 
+/* Over a driver that shows no GPU: `auto` says why it takes the CPU, and `cuda` refuses. */
+static void a_gpu_that_cannot_be_used_is_told(void **state) {
+    (void)state;
+    const char *fake = getenv("FAKE_DRIVER");
+    if (!fake) skip();
+    setenv("LD_LIBRARY_PATH", fake, 1);
+    setenv("FAKE_VERSION", "99000", 1);
+    setenv("FAKE_INIT", "100", 1);
+    const Run *r = RUN("plan", MODEL);
+    assert_int_equal(r->code, 0);
+    if (!strstr(r->err, "device=auto takes the CPU: an NVIDIA driver is here, and no GPU"))
+        fail_msg("%s", r->err);
+    REFUSED(RUN("plan", MODEL, "device=cuda"), EXIT_USER, "device: an NVIDIA driver is here");
+    unsetenv("LD_LIBRARY_PATH");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_is_in_json_that_adds_up),
         cmocka_unit_test(ranks_of_a_host_add_up),
         cmocka_unit_test(a_cpu_is_planned_for_too),
         cmocka_unit_test(too_small_a_budget_is_refused),
+        cmocka_unit_test(a_gpu_that_cannot_be_used_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

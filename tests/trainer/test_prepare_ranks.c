@@ -13,9 +13,8 @@
 #include "tests/trainer/prepare_model.h"
 #include "tests/trainer/ranks.h"
 
-#include <signal.h>
-
 static char *folder; /* of the group: model, data (clips a, b, c), caches */
+static char *self;   /* this program */
 
 /* `cogsmith prepare ... data.cache=CACHE settings` on `ranks` ranks, each of which runs `before`
  * first (a line of bash); the exit code. stdout and stderr are left in files of that name. */
@@ -190,10 +189,9 @@ static void one_job_at_a_time(void **state) {
 
 /* Ends rank 1 by `signal` when the first entries have been made; the exit code. */
 static int interrupt(const char *cache, const char *signal) {
-    char *before =
-        xprintf("if [ $OMPI_COMM_WORLD_RANK = 1 ]; then (until ls %s/part-* >/dev/null 2>&1; "
-                "do sleep 0.02; done; sleep 0.3; kill -%s $$)& fi;",
-                cache, signal);
+    char *before = xprintf("if [ $OMPI_COMM_WORLD_RANK = 1 ]; then \"%s\" signal %s $$ "
+                           "\"ls %s/part-* >/dev/null 2>&1 && sleep 0.3\" & fi;",
+                           self, signal, cache);
     clips_run(folder, "rm -rf '%s'", cache);
     int code = prepare(2, cache, "data.windows=20", before);
     free(before);
@@ -247,7 +245,7 @@ static int teardown(void **state) {
     return 0;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_make_what_one_makes),
         cmocka_unit_test(image_conditions_are_shared),
@@ -258,5 +256,9 @@ int main(void) {
         cmocka_unit_test(a_stop_of_one_stops_all),
         cmocka_unit_test(a_death_of_one_ends_all),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    if (is_signal(argc, argv)) return signal_rank(argv + 2);
+    self = realpath("/proc/self/exe", NULL);
+    int failed = cmocka_run_group_tests(tests, setup, teardown);
+    free(self);
+    return failed;
 }

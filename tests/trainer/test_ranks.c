@@ -18,6 +18,7 @@
 enum { STEPS = 20, BATCH = 24, F = 3, CH = 16, H = 4, W = 8, ROWS = 10, TEXT = 32 };
 
 static char folder[] = "/tmp/cogsmith-ranks-XXXXXX";
+static char *self; /* this program */
 
 static char *at(const char *name) { return xprintf("%s/%s", folder, name); }
 
@@ -110,12 +111,25 @@ static double loss_distance(const char *a, const char *b) {
     return worst;
 }
 
+/* What the ranks of the last run said. */
+static char *said(void) {
+    char *path = at("stderr"), *text = text_of(path);
+    free(path);
+    return text;
+}
+
+static void expect_probe(int world, const char *out, const char *settings) {
+    int code = probe(world, out, settings);
+    if (code) fail_msg("%s ended with %d: %s", out, code, said());
+}
+
 static void check_method(const char *method, const char *more) {
     for (int world = 1; world <= 4; world++) {
         for (int zero = 0; zero <= 3; zero++) {
             char *out = xprintf("%s-%d-%d", method, world, zero);
             char *settings = xprintf("method=%s ranks.zero=%d %s", method, zero, more);
-            if (probe(world, out, settings)) fail_msg("world %d, ZeRO %d failed", world, zero);
+            if (probe(world, out, settings))
+                fail_msg("%s, world %d, ZeRO %d: %s", method, world, zero, said());
             free(out);
             free(settings);
             char *first = xprintf("%s-%d-0", method, world);
@@ -145,37 +159,30 @@ static void test_lora_with_accumulation(void **state) {
 /* A frozen base in shards gives the same bits as one that is read from its files. */
 static void test_sharded_base(void **state) {
     (void)state;
-    assert_int_equal(probe(3, "base-file", "method=lora"), 0);
-    assert_int_equal(probe(3, "base-ranks", "method=lora memory.base.home=ranks ranks.zero=3"), 0);
-    assert_int_equal(probe(3, "base-device", "method=lora memory.base.home=device"), 0);
-    assert_int_equal(probe(3, "base-ahead",
-                           "method=lora memory.base.home=ranks ranks.zero=3 memory.prefetch=on"),
-                     0);
+    expect_probe(3, "base-file", "method=lora");
+    expect_probe(3, "base-ranks", "method=lora memory.base.home=ranks ranks.zero=3");
+    expect_probe(3, "base-device", "method=lora memory.base.home=device");
+    expect_probe(3, "base-ahead",
+                 "method=lora memory.base.home=ranks ranks.zero=3 memory.prefetch=on");
     expect_same_file("base-file", "base-ahead");
     expect_same_file("base-file", "base-ranks");
     expect_same_file("base-file", "base-device");
 }
 
 static void expect_stderr(const char *text) {
-    char *path = at("stderr"), *said = text_of(path);
-    if (!strstr(said, text)) fail_msg("no '%s' in:\n%s", text, said);
-    free(path);
-    free(said);
+    char *heard = said();
+    if (!strstr(heard, text)) fail_msg("no '%s' in:\n%s", text, heard);
+    free(heard);
 }
 
 /* So many lines of what was said hold the text. */
 static void expect_lines(const char *text, int n) {
-    char *path = at("stderr"), *said = text_of(path);
+    char *heard = said();
     int found = 0;
-    for (char *rest = said, *line; (line = strsep(&rest, "\n"));)
+    for (char *rest = heard, *line; (line = strsep(&rest, "\n"));)
         found += strstr(line, text) != NULL;
-    if (found != n) {
-        free(said);
-        said = text_of(path);
-        fail_msg("%d lines with '%s', not %d, in:\n%s", found, text, n, said);
-    }
-    free(path);
-    free(said);
+    if (found != n) fail_msg("%d lines with '%s', not %d, in:\n%s", found, text, n, said());
+    free(heard);
 }
 
 static void test_batch_that_cannot_be_cut(void **state) {
@@ -188,13 +195,13 @@ static void test_batch_that_cannot_be_cut(void **state) {
  * part in nothing. Returns the exit code; *took, in seconds. */
 static int probe_with_signal(const char *signal, const char *settings, double *took) {
     char *model = golden_path("5b");
-    char *line = xprintf(
-        "%s -n 3 bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then "
-        "(until grep -q diffusion_pytorch /proc/$$/maps; do sleep 0.02; done; kill -%s $$)& fi; "
-        "exec \"$COGSMITH\" probe model.path=%s probe.inputs=%s/inputs.safetensors "
-        "probe.out=%s/signal method=full train.accumulate=4 train.learning_rate=1e-3 %s' "
-        ">/dev/null 2>%s/stderr",
-        MPIRUN, signal, model, folder, folder, settings, folder);
+    char *line =
+        xprintf("%s -n 3 bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then "
+                "\"%s\" signal %s $$ \"grep -q diffusion_pytorch /proc/$$/maps\" & fi; "
+                "exec \"$COGSMITH\" probe model.path=%s probe.inputs=%s/inputs.safetensors "
+                "probe.out=%s/signal method=full train.accumulate=4 train.learning_rate=1e-3 %s' "
+                ">/dev/null 2>%s/stderr",
+                MPIRUN, self, signal, model, folder, folder, settings, folder);
     double start = now_seconds();
     int status = shell(line);
     *took = now_seconds() - start;
@@ -245,7 +252,7 @@ static void test_rank_that_never_starts(void **state) {
     free(line);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rank_that_never_starts),
         cmocka_unit_test(test_full),
@@ -255,5 +262,9 @@ int main(void) {
         cmocka_unit_test(test_hung_rank),
         cmocka_unit_test(test_dead_rank),
     };
-    return cmocka_run_group_tests(tests, make_inputs, remove_folder);
+    if (is_signal(argc, argv)) return signal_rank(argv + 2);
+    self = realpath("/proc/self/exe", NULL);
+    int failed = cmocka_run_group_tests(tests, make_inputs, remove_folder);
+    free(self);
+    return failed;
 }

@@ -242,10 +242,10 @@ static void one_rank_speaks_for_all(void **state) {
 /* A request that reaches one rank alone. */
 static void one_rank_stops_all(void **state) {
     (void)state;
-    char *what = xprintf("bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then (until [ -s "
-                         "%s/stop/metrics.jsonl ]; do sleep 0.01; done; kill -USR1 $$)& fi; "
+    char *what = xprintf("bash -c 'if [ $OMPI_COMM_WORLD_RANK = 1 ]; then \"%s\" signal USR1 $$ "
+                         "\"test -s %s/stop/metrics.jsonl\" & fi; "
                          "exec \"$COGSMITH\" train %s/t.yaml train.out=%s/stop train.steps=20000'",
-                         train_folder, train_folder, train_folder);
+                         self, train_folder, train_folder, train_folder);
     int status = run_world(2, what, "");
     char *text = said();
     if (status != EXIT_STOPPED) fail_msg("exit code %d: %s", status, text);
@@ -259,10 +259,9 @@ static void one_rank_stops_all(void **state) {
 /* SIGTERM for every rank, as a scheduler sends it, is a request to stop, and nobody is missed. */
 static void all_ranks_are_told_to_end(void **state) {
     (void)state;
-    char *what = xprintf("bash -c '(until [ -s %s/told/metrics.jsonl ]; do sleep 0.01; done; "
-                         "kill -TERM $$)& "
+    char *what = xprintf("bash -c '\"%s\" signal TERM $$ \"test -s %s/told/metrics.jsonl\" & "
                          "exec \"$COGSMITH\" train %s/t.yaml train.out=%s/told train.steps=20000'",
-                         train_folder, train_folder, train_folder);
+                         self, train_folder, train_folder, train_folder);
     int status = run_world(3, what, "");
     char *text = said();
     if (status != EXIT_STOPPED) fail_msg("exit code %d: %s", status, text);
@@ -351,6 +350,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(one_rank_stops_all),       cmocka_unit_test(all_ranks_are_told_to_end),
         cmocka_unit_test(ranks_of_other_weights),   cmocka_unit_test(ranks_leave_the_lock_alone),
         cmocka_unit_test(mistakes_are_told_once)};
+    if (is_signal(argc, argv)) return signal_rank(argv + 2);
     if (argc > 3) return save_again(argv + 1);
     self = realpath("/proc/self/exe", NULL);
     int failed = cmocka_run_group_tests(tests, setup, train_teardown);

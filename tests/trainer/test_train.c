@@ -205,6 +205,19 @@ static void looking_changes_nothing(void **state) {
     assert_int_equal(scratch_count(in_train("looked/samples")), 4);
 }
 
+/* Previews are decoded beside what training holds: where that is too much for memory.budget it is
+ * known before the first step. */
+static void previews_are_within_the_budget(void **state) {
+    (void)state;
+    const char *budget = "memory.budget=42432KiB";
+    train_expect(TRAIN("tight", "train.steps=1", budget), 0);
+    const Run *r = TRAIN("tighter", "train.steps=1", "train.sample_every=1", "sample.steps=1",
+                         "sample.prompt=a", budget);
+    assert_int_equal(r->code, EXIT_USER);
+    assert_parts(r->err, (const char *const[]){"memory.budget: previews: the autoencoder", NULL});
+    assert_int_equal(steps_so_far("tighter"), 0);
+}
+
 /* ---- image to video ---------------------------------------------------------------------------
  */
 
@@ -239,6 +252,7 @@ int main(void) {
         cmocka_unit_test(a_step_does_little_else),
         cmocka_unit_test(every_step_is_recorded),
         cmocka_unit_test(looking_changes_nothing),
+        cmocka_unit_test(previews_are_within_the_budget),
         cmocka_unit_test(an_image_model_learns),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
