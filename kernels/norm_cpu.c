@@ -91,45 +91,33 @@ void cpu_norm(Stream *s, const Norm *n, void *y) {
     }
 }
 
-/* g = dy * scale, the gradient at the normalised row; sums g and g * xhat. Unless they are NULL, dy
- * is added to p, and dy * xhat to q. */
-static inline void sum_row_grad(const real *dy, const real *x, const real *scale, Moments m,
-                                int64_t n, real *p, real *q, real *sum, real *product) {
+/* Of one row, with g = dy * scale, the gradient at xhat. */
+typedef struct {
+    real mean, rstd, mean_grad, mean_product; /* of x; of g and of g * xhat */
+} RowGrad;
+
+static inline RowGrad row_grad(const real *dy, const real *x, const real *scale, Moments m,
+                               int64_t n) {
     Vec sums[2] = {{0}}, products[2] = {{0}};
     int64_t j = 0;
     for (; j + 2 * LANES <= n; j += 2 * LANES)
         for (int k = 0; k < 2; k++) {
             int64_t at = j + k * LANES;
-            Vec d = vec_load(dy + at), g = d * vec_load(scale + at);
-            Vec normal = (vec_load(x + at) - m.mean) * m.rstd;
+            Vec g = vec_load(dy + at) * vec_load(scale + at);
             sums[k] += g;
-            products[k] += g * normal;
-            if (p) vec_store(p + at, vec_load(p + at) + d);
-            if (q) vec_store(q + at, vec_load(q + at) + d * normal);
+            products[k] += g * ((vec_load(x + at) - m.mean) * m.rstd);
         }
-    *sum = vec_sum(sums[0] + sums[1]);
-    *product = vec_sum(products[0] + products[1]);
+    real sum = vec_sum(sums[0] + sums[1]), product = vec_sum(products[0] + products[1]);
     for (; j < n; j++) {
-        real g = dy[j] * scale[j], normal = (x[j] - m.mean) * m.rstd;
-        *sum += g;
-        *product += g * normal;
-        if (p) p[j] += dy[j];
-        if (q) q[j] += dy[j] * normal;
+        sum += dy[j] * scale[j];
+        product += dy[j] * scale[j] * ((x[j] - m.mean) * m.rstd);
     }
+    return (RowGrad){m.mean, m.rstd, sum / (real)n, product / (real)n};
 }
 
-/* dx = keep * dx + rstd * (g - mean(g) - xhat * mean(g * xhat)), unless dx is NULL. */
-static inline void norm_row_grad(const real *dy, const real *x, const real *scale, Moments m,
-                                 int64_t n, real *p, real *q, real keep, real *dx) {
-    real sum, product;
-    sum_row_grad(dy, x, scale, m, n, p, q, &sum, &product);
-    sum /= (real)n;
-    product /= (real)n;
-#pragma omp simd
-    for (int64_t j = 0; j < (dx ? n : 0); j++) {
-        real g = dy[j] * scale[j];
-        dx[j] = kept(keep, dx + j, m.rstd * (g - sum - (x[j] - m.mean) * m.rstd * product));
-    }
+/* rstd * (g - mean(g) - xhat * mean(g * xhat)) */
+static inline real input_grad(const RowGrad *r, real g, real x) {
+    return r->rstd * (g - r->mean_grad - (x - r->mean) * r->rstd * r->mean_product);
 }
 
 /* Over a run of rows with the same modulation let P = sum of dy and Q = sum of dy * xhat. Then
@@ -152,21 +140,63 @@ static void add_sums(const Norm *n, const NormGrad *g, int64_t row, const Column
     }
 }
 
-/* Rows [first, last), which share their modulation; without sums only dx. */
-static void norm_rows_grad(const Norm *n, const NormGrad *g, int64_t first, int64_t last,
-                           ColumnSums *sums) {
-    int64_t width = n->width;
-    Affine affine;
-    affine_of(n, first, &affine);
-    for (int64_t i = first; i < last; i++) {
-        const real *dy = (const real *)g->dy + i * width, *x = (const real *)n->x + i * width;
-        real *dx = g->dx ? (real *)g->dx + i * width : NULL;
-        Moments m = {n->stats[2 * i], n->stats[2 * i + 1]};
-        if (sums)
-            norm_row_grad(dy, x, affine.scale, m, width, sums->p, sums->q, g->keep_dx, dx);
-        else
-            norm_row_grad(dy, x, affine.scale, m, width, NULL, NULL, g->keep_dx, dx);
+/* Rows whose columns are read and summed together. */
+enum { TOGETHER = 8 };
+
+/* Vector j of `rows` rows: dx unless NULL, and sums unless NULL. */
+static inline void norm_columns_grad(const RowGrad *r, int64_t rows, int64_t width, int64_t j,
+                                     const real *x, const real *dy, Vec scale, real keep, real *dx,
+                                     bool streamed, ColumnSums *sums) {
+    Vec p = {0}, q = {0};
+    if (sums) p = vec_load(sums->p + j), q = vec_load(sums->q + j);
+    for (int64_t i = 0, at = j; i < rows; i++, at += width) {
+        Vec d = vec_load(dy + at), normal = (vec_load(x + at) - r[i].mean) * r[i].rstd;
+        p += d;
+        q += d * normal;
+        if (!dx) continue;
+        Vec to = r[i].rstd * (d * scale - r[i].mean_grad - normal * r[i].mean_product);
+        vec_put(streamed, dx + at, keep != 0 ? keep * vec_load(dx + at) + to : to);
     }
+    if (sums) vec_store(sums->p + j, p), vec_store(sums->q + j, q);
+}
+
+/* The columns behind the last whole vector. */
+static void norm_tail_grad(const RowGrad *r, int64_t rows, int64_t width, const real *x,
+                           const real *dy, const real *scale, real keep, real *dx,
+                           ColumnSums *sums) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = width - width % LANES; j < width; j++) {
+            int64_t at = i * width + j;
+            real d = dy[at], from = x[at];
+            if (sums) sums->p[j] += d, sums->q[j] += d * ((from - r[i].mean) * r[i].rstd);
+            if (dx) dx[at] = kept(keep, dx + at, input_grad(r + i, d * scale[j], from));
+        }
+}
+
+/* Rows [first, first + rows), which share their modulation. */
+static inline void norm_rows_grad(const Norm *n, const NormGrad *g, int64_t first, int64_t rows,
+                                  const real *scale, bool streamed, ColumnSums *sums) {
+    int64_t width = n->width;
+    const real *x = (const real *)n->x + first * width, *dy = (const real *)g->dy + first * width;
+    real *dx = g->dx ? (real *)g->dx + first * width : NULL;
+    RowGrad r[TOGETHER];
+    for (int64_t i = 0; i < rows; i++) {
+        Moments m = {n->stats[2 * (first + i)], n->stats[2 * (first + i) + 1]};
+        r[i] = row_grad(dy + i * width, x + i * width, scale, m, width);
+    }
+    for (int64_t j = 0; j + LANES <= width; j += LANES)
+        norm_columns_grad(r, rows, width, j, x, dy, vec_load(scale + j), g->keep_dx, dx, streamed,
+                          sums);
+    norm_tail_grad(r, rows, width, x, dy, scale, g->keep_dx, dx, sums);
+}
+
+/* Rows [first, last), which share their modulation; without sums only dx. */
+static inline void norm_run_grad(const Norm *n, const NormGrad *g, int64_t first, int64_t last,
+                                 const real *scale, bool streamed, ColumnSums *sums) {
+    int64_t i = first;
+    for (; i + TOGETHER <= last; i += TOGETHER)
+        norm_rows_grad(n, g, i, TOGETHER, scale, streamed, sums);
+    for (; i < last; i++) norm_rows_grad(n, g, i, 1, scale, streamed, sums);
 }
 
 static void begin_sums(const Norm *n, const NormGrad *g) {
@@ -185,19 +215,27 @@ void cpu_norm_grad(Stream *s, const Norm *n, const NormGrad *g) {
     CHECK(n->width <= MAX_WIDTH, "norm_grad: width %lld", (long long)n->width);
     const int32_t *mod_row = n->mod_rows ? n->mod_row : NULL;
     bool summed = g->dgamma || g->dbeta || g->dmod;
+    bool streamed = g->dx && g->keep_dx == 0 && is_streamed(n->rows, n->width, g->dx);
     begin_sums(n, g);
 #pragma omp parallel if (n->rows * n->width >= PARALLEL_MIN)
     for (int64_t first = 0, last; first < n->rows; first = last) {
+        Affine affine;
         last = run_end(mod_row, first, n->rows);
+        affine_of(n, first, &affine);
 #pragma omp for ordered schedule(static, 1)
         for (int64_t i = first; i < last; i += SUM_ROWS) {
             ColumnSums sums;
             memset(sums.p, 0, (size_t)n->width * sizeof(real));
             memset(sums.q, 0, (size_t)n->width * sizeof(real));
-            norm_rows_grad(n, g, i, MIN(i + SUM_ROWS, last), summed ? &sums : NULL);
+            int64_t end = MIN(i + SUM_ROWS, last);
+            if (summed)
+                norm_run_grad(n, g, i, end, affine.scale, streamed, &sums);
+            else
+                norm_run_grad(n, g, i, end, affine.scale, streamed, NULL);
 #pragma omp ordered
             if (summed) add_sums(n, g, first, &sums);
         }
+        STREAM_FENCE();
     }
 }
 
@@ -215,27 +253,62 @@ void cpu_rms_norm(Stream *s, const RmsNorm *n, void *y) {
     }
 }
 
-/* y = pairs of x turned by the angles of rope (cos, sin); direction -1 turns back. */
-static inline void rotate(const real *restrict x, const real *rope, int64_t n, real direction,
-                          real *restrict y) {
-    for (int64_t j = 0; j < n; j += 2) {
-        real cosine = rope ? rope[j] : 1, sine = rope ? direction * rope[j + 1] : 0;
-        y[j] = x[j] * cosine - x[j + 1] * sine;
-        y[j + 1] = x[j + 1] * cosine + x[j] * sine;
+/* The angles of one row as factors of an element and of the other one of its pair. */
+typedef struct {
+    real own[MAX_HEAD], other[MAX_HEAD];
+} Turn;
+
+/* rope: cos and sin of each pair; direction -1 turns back. */
+static void turn_of(const real *rope, int64_t size, real direction, Turn *t) {
+    for (int64_t j = 0; j < size; j += 2) {
+        real sine = rope ? direction * rope[j + 1] : 0;
+        t->own[j] = t->own[j + 1] = rope ? rope[j] : 1;
+        t->other[j] = -sine;
+        t->other[j + 1] = sine;
     }
 }
 
-static void qk_norm_row(const QkNorm *q, int z, int64_t row, real *y) {
-    int64_t size = q->head_size, width = q->heads * size;
-    const real *x = (const real *)q->x + (z * q->rows + row) * width;
+/* y = x turned */
+static inline void rotate(const real *restrict x, const Turn *t, int64_t n, real *restrict y) {
+    for (int64_t j = 0; j < n; j += 2) {
+        y[j] = x[j] * t->own[j] + x[j + 1] * t->other[j];
+        y[j + 1] = x[j + 1] * t->own[j + 1] + x[j] * t->other[j + 1];
+    }
+}
+
+/* Heads are taken HEADS at a time, one pass after the other: their sums do not wait for each other.
+ * USUAL_HEAD is the size in all published models; loops of that known length are unrolled. */
+enum { HEADS = 16, USUAL_HEAD = 64 };
+
+typedef struct {
+    real mean[HEADS], rstd[HEADS];
+} HeadMoments;
+
+static inline void head_moments(const real *x, int64_t heads, int64_t size, real eps,
+                                HeadMoments *m) {
+    for (int64_t h = 0; h < heads; h++)
+        m->mean[h] = sum_shifted(x + h * size, size, 0, false) / (real)size;
+    for (int64_t h = 0; h < heads; h++)
+        m->rstd[h] = sum_shifted(x + h * size, size, m->mean[h], true);
+    for (int64_t h = 0; h < heads; h++) m->rstd[h] = 1 / sqrt_real(m->rstd[h] / (real)size + eps);
+}
+
+static inline void qk_norm_row(const QkNorm *q, int64_t size, int z, int64_t row, real *y) {
+    int64_t at = (z * q->rows + row) * q->heads * size;
     const real *gamma = q->gamma[z], *beta = q->beta[z];
-    const real *rope = q->rope ? q->rope + row * size : NULL;
-    for (int64_t h = 0; h < width; h += size) {
-        real normal[MAX_HEAD];
-        Moments m = moments(x + h, size, q->eps);
-        for (int64_t j = 0; j < size; j++)
-            normal[j] = (x[h + j] - m.mean) * m.rstd * gamma[j] + beta[j];
-        rotate(normal, rope, size, 1, y + (z * q->rows + row) * width + h);
+    Turn turn;
+    turn_of(q->rope ? q->rope + row * size : NULL, size, 1, &turn);
+    for (int64_t first = 0; first < q->heads; first += HEADS) {
+        int64_t heads = MIN(HEADS, q->heads - first);
+        const real *x = (const real *)q->x + at + first * size;
+        HeadMoments m;
+        head_moments(x, heads, size, q->eps, &m);
+        for (int64_t h = 0; h < heads; h++) {
+            real normal[MAX_HEAD];
+            for (int64_t j = 0; j < size; j++)
+                normal[j] = (x[h * size + j] - m.mean[h]) * m.rstd[h] * gamma[j] + beta[j];
+            rotate(normal, &turn, size, y + at + (first + h) * size);
+        }
     }
 }
 
@@ -245,7 +318,11 @@ void cpu_qk_norm(Stream *s, const QkNorm *q, void *y) {
     CHECK(q->head_size <= MAX_HEAD && q->head_size % 2 == 0, "qk_norm: head size %lld",
           (long long)q->head_size);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < 2 * q->rows; i++) qk_norm_row(q, i >= q->rows, i % q->rows, y);
+    for (int64_t i = 0; i < 2 * q->rows; i++)
+        if (q->head_size == USUAL_HEAD)
+            qk_norm_row(q, USUAL_HEAD, i >= q->rows, i % q->rows, y);
+        else
+            qk_norm_row(q, q->head_size, i >= q->rows, i % q->rows, y);
 }
 
 /* Sums over the heads of one row, then over the rows of a chunk. */
@@ -253,24 +330,32 @@ typedef struct {
     real gamma[MAX_HEAD], beta[MAX_HEAD];
 } HeadSums;
 
-static void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int z, int64_t row,
-                             HeadSums *chunk) {
-    int64_t size = q->head_size, width = q->heads * size, at = (z * q->rows + row) * width;
-    const real *rope = q->rope ? q->rope + row * size : NULL;
+static inline void qk_norm_row_grad(const QkNorm *q, const QkNormGrad *g, int64_t size, int z,
+                                    int64_t row, HeadSums *chunk) {
+    int64_t at = (z * q->rows + row) * q->heads * size;
     bool summed = g->dgamma[z] || g->dbeta[z];
+    const real *gamma = q->gamma[z];
     HeadSums sums = {{0}, {0}};
-    for (int64_t h = at; h < at + width; h += size) {
-        const real *x = (const real *)q->x + h;
-        real dnormal[MAX_HEAD];
-        Moments m = moments(x, size, q->eps);
-        rotate((const real *)g->dy + h, rope, size, -1, dnormal);
-        for (int64_t j = 0; summed && j < size; j++) {
-            sums.gamma[j] += dnormal[j] * ((x[j] - m.mean) * m.rstd);
-            sums.beta[j] += dnormal[j];
+    Turn turn;
+    turn_of(q->rope ? q->rope + row * size : NULL, size, -1, &turn);
+    for (int64_t first = 0; first < q->heads; first += HEADS) {
+        int64_t heads = MIN(HEADS, q->heads - first), from = at + first * size;
+        const real *x = (const real *)q->x + from, *dy = (const real *)g->dy + from;
+        HeadMoments m;
+        head_moments(x, heads, size, q->eps, &m);
+        for (int64_t h = 0; h < heads; h++, x += size, dy += size) {
+            real dnormal[MAX_HEAD];
+            rotate(dy, &turn, size, dnormal);
+            for (int64_t j = 0; summed && j < size; j++) {
+                sums.gamma[j] += dnormal[j] * ((x[j] - m.mean[h]) * m.rstd[h]);
+                sums.beta[j] += dnormal[j];
+            }
+            RowGrad r = row_grad(dnormal, x, gamma, (Moments){m.mean[h], m.rstd[h]}, size);
+            real *dx = g->dx ? (real *)g->dx + from + h * size : NULL;
+#pragma omp simd
+            for (int64_t j = 0; j < (dx ? size : 0); j++)
+                dx[j] = kept(g->keep_dx, dx + j, input_grad(&r, dnormal[j] * gamma[j], x[j]));
         }
-        if (g->dx)
-            norm_row_grad(dnormal, x, q->gamma[z], m, size, NULL, NULL, g->keep_dx,
-                          (real *)g->dx + h);
     }
     for (int64_t j = 0; summed && j < size; j++) {
         chunk->gamma[j] += sums.gamma[j];
@@ -302,7 +387,10 @@ void cpu_qk_norm_grad(Stream *s, const QkNorm *q, const QkNormGrad *g) {
         int z = c >= chunks;
         int64_t first = (c - z * chunks) * ROW_CHUNK;
         for (int64_t i = first; i < MIN(first + ROW_CHUNK, q->rows); i++)
-            qk_norm_row_grad(q, g, z, i, &chunk);
+            if (q->head_size == USUAL_HEAD)
+                qk_norm_row_grad(q, g, USUAL_HEAD, z, i, &chunk);
+            else
+                qk_norm_row_grad(q, g, q->head_size, z, i, &chunk);
 #pragma omp ordered
         add_chunk(q, g, z, &chunk);
     }

@@ -82,14 +82,19 @@ static void move_line(const Patch *p, bool to_rows, const real *from, real keep,
         }
 }
 
-/* Patches of 2 x 2 and nothing kept: a channel's four values are neighbours in their row. `latent`
- * is the upper of two lines. */
+/* Asks for n elements ahead of their use: the pieces that patches move are too short for the memory
+ * to foresee the next. */
+static inline void fetch(const real *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / (int64_t)sizeof *x) __builtin_prefetch(x + i);
+}
+
+/* Patches of 2 x 2 and nothing kept: a channel's four values are neighbours in their row. The
+ * latents are the upper of two lines. */
 static void move_squares(const Patch *p, bool to_rows, const real *restrict from,
                          real *restrict to) {
     int64_t pairs = p->width / 2, row = p->row_width, width = p->width;
-    enum { PAIR = 2 * sizeof(real), CACHE_LINE = 64 / sizeof(real) };
-    for (int64_t ahead = 2 * width; ahead < 4 * width && to_rows; ahead += CACHE_LINE)
-        __builtin_prefetch(from + ahead); /* the next strip's two lines of this plane */
+    enum { PAIR = 2 * sizeof(real) };
+    fetch((to_rows ? from : to) + 2 * width, 2 * width); /* the next strip's lines of this plane */
     for (int64_t w = 0; w < pairs && to_rows; w++) {
         memcpy(to + w * row, from + 2 * w, PAIR);
         memcpy(to + w * row + 2, from + width + 2 * w, PAIR);
@@ -105,14 +110,18 @@ static void move_strip(const Patch *p, int64_t f, int64_t h, bool to_rows, const
                        real keep, real *to) {
     int64_t across = p->width / p->patch, down = p->height / p->patch, patch = p->patch;
     int64_t column = (f * down + h) * across * p->row_width + p->offset;
+    int64_t planes = p->channels * p->patch_t, strip = across * p->row_width;
     bool squares = patch == 2 && keep == 0;
+    const real *next = (to_rows ? to : from) + (f * down + h + 1) * strip;
     for (int64_t c = 0; c < p->channels; c++)
         for (int64_t a = 0; a < p->patch_t; a++, column += patch * patch) {
             int64_t plane = (f * p->patch_t + a) * p->channels + c;
             int64_t latent = (plane * p->height + h * patch) * p->width;
-            if (squares)
+            if (squares) {
+                fetch(next + (c * p->patch_t + a) * (strip / planes), strip / planes);
                 move_squares(p, to_rows, from + (to_rows ? latent : column),
                              to + (to_rows ? column : latent));
+            }
             for (int64_t i = 0; i < (squares ? 0 : patch); i++) {
                 int64_t line = latent + i * p->width, place = column + i * patch;
                 move_line(p, to_rows, from + (to_rows ? line : place), keep,
