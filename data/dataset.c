@@ -150,16 +150,38 @@ static char *trimmed(const char *path) {
     return span_copy((Span){path, n});
 }
 
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Clips of the folder that a list or table does not name. */
+static size_t count_unnamed(const DatasetReader *r) {
+    const Dataset *d = r->d;
+    const char **named = xcalloc(d->n_items, sizeof *named);
+    size_t unnamed = 0;
+    for (size_t i = 0; i < d->n_items; i++) named[i] = strrchr(d->items[i].video, '/') + 1;
+    if (d->n_items) qsort(named, d->n_items, sizeof *named, by_name);
+    for (size_t i = 0; i < r->listing.n; i++)
+        unnamed += is_video_name(r->listing.names[i]) &&
+                   !bsearch(&r->listing.names[i], named, d->n_items, sizeof *named, by_name);
+    free(named);
+    return unnamed;
+}
+
 /* Tells the whole in one sentence. */
-static bool conclude(DatasetReader *r) {
+static bool conclude(DatasetReader *r, bool folder) {
     Dataset *d = r->d;
     if (!d->n_items && d->n_problems)
         return error_set(r->e, EXIT_DATA,
                          "%.300s: none of its items can be used. The first: %.800s", r->folder,
                          d->problems[0]);
     if (!d->n_items) return dataset_fail(r, "", 0, "the dataset is empty.");
-    char *layout = xprintf("%s: %s; %zu item%s.", r->folder, d->layout, d->n_items,
-                           d->n_items == 1 ? "" : "s");
+    size_t unnamed = folder && !d->n_problems ? count_unnamed(r) : 0;
+    char *more =
+        unnamed ? xprintf("; clips beside them that are not named: %zu", unnamed) : xstrdup("");
+    char *layout = xprintf("%s: %s; %zu item%s%s.", r->folder, d->layout, d->n_items,
+                           d->n_items == 1 ? "" : "s", more);
+    free(more);
     free(d->layout);
     d->layout = layout;
     return true;
@@ -185,7 +207,7 @@ bool dataset_open(Dataset *d, const char *path, const char *trigger, bool skip_b
         r.folder = xstrdup(whole);
         ok = read_folder(&r);
     }
-    ok = ok && conclude(&r);
+    ok = ok && conclude(&r, !file);
     listing_free(&r.listing);
     free(r.folder);
     free(whole);

@@ -170,6 +170,8 @@ bool read_lists(DatasetReader *r, const char *captions, const char *videos, cons
     for (size_t k = 0; k < c.n && ok; k++)
         ok = dataset_add(r, &(DatasetRow){.file = captions,
                                           .line = k + 1,
+                                          .video_list = videos,
+                                          .image_list = images,
                                           .base_video = "",
                                           .base_image = "",
                                           .video = v.lines[k],

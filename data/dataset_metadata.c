@@ -37,7 +37,9 @@ static bool add_row(void *context, DatasetReader *r, const TableRow *row) {
     bool go_on;
     (void)context;
     if (!row->cells[FILE_NAME].at)
-        return dataset_problem(r, row->file, row->line, "has no \"file_name\".");
+        return dataset_problem(r, row->file, row->line,
+                               "has no \"file_name\": expected that and \"text\", \"prompt\" or "
+                               "\"caption\".");
     if (!caption_of(r, row, &caption, &go_on)) return go_on;
     return dataset_add(r, &(DatasetRow){.file = row->file,
                                         .line = row->line,

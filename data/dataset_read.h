@@ -66,6 +66,7 @@ bool text_line(TextFile *t, Span *line);
 typedef struct {
     const char *file; /* of the caption */
     size_t line;
+    const char *video_list, *image_list; /* lists that name the files on that line; NULL: `file` */
     const char *base_video, *base_image; /* where the paths begin, below the folder; "": there */
     Span video, image, caption;          /* image.at NULL: none */
 } DatasetRow;

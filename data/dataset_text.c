@@ -3,6 +3,7 @@
 #include "data/dataset_read.h"
 #include "data/tokenizer.h"
 #include "data/utf8.h"
+#include "data/whole.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -123,26 +124,13 @@ bool dataset_problem(DatasetReader *r, const char *file, size_t line, const char
     return dataset_leave_out(r, &why);
 }
 
-/* Reads at most n bytes; -1: errno. */
-static ssize_t read_all(int fd, char *buffer, size_t n) {
-    size_t got = 0;
-    while (got < n) {
-        ssize_t k = read(fd, buffer + got, n - got);
-        if (k < 0 && errno == EINTR) continue;
-        if (k < 0) return -1;
-        if (!k) break;
-        got += (size_t)k;
-    }
-    return (ssize_t)got;
-}
-
 bool text_open(TextFile *t, const DatasetReader *r, const char *name, Error *e) {
     char *path = xprintf("%s/%s", r->folder, name);
     struct stat st = {0};
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make us wait */
     bool fits = fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_size <= TEXT_MAX_BYTES;
     *t = (TextFile){.name = xstrdup(name), .bytes = fits ? xcalloc((size_t)st.st_size, 1) : NULL};
-    ssize_t got = fits ? read_all(fd, t->bytes, (size_t)st.st_size) : -1;
+    ssize_t got = fits ? file_read(fd, t->bytes, (size_t)st.st_size) : -1;
     if (got < 0)
         error_set(e, EXIT_DATA, "%.300s: cannot be read: %s.", path,
                   fd >= 0 && !fits ? "it is not a text file, or too large" : strerror(errno));
@@ -246,11 +234,18 @@ static char *make_caption(const char *trigger, Span text) {
 bool dataset_add(DatasetReader *r, const DatasetRow *row) {
     char *video = NULL, *image = NULL;
     Span caption = span_strip(row->caption);
+    const char *where = row->video_list;
     char *text = refuse_path(r, row->base_video, row->video, &video);
-    if (!text && row->image.at) text = refuse_path(r, row->base_image, row->image, &image);
-    if (!text) text = refuse_caption(r, caption);
+    if (!text && row->image.at) {
+        where = row->image_list;
+        text = refuse_path(r, row->base_image, row->image, &image);
+    }
+    if (!text) {
+        where = NULL;
+        text = refuse_caption(r, caption);
+    }
     if (text) {
-        bool go_on = dataset_problem(r, row->file, row->line, "%s", text);
+        bool go_on = dataset_problem(r, where ? where : row->file, row->line, "%s", text);
         free(text);
         free(video);
         free(image);

@@ -2,6 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "data/json.h"
 
+#include "data/whole.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
@@ -25,19 +27,6 @@ bool json_parse(Json *j, const char *text, size_t n, const char *path, Error *e)
     return true;
 }
 
-/* Reads at most `n` bytes; -1: errno. */
-static ssize_t read_all(int fd, char *buffer, size_t n) {
-    size_t got = 0;
-    while (got < n) {
-        ssize_t k = read(fd, buffer + got, n - got);
-        if (k < 0 && errno == EINTR) continue;
-        if (k < 0) return -1;
-        if (!k) break;
-        got += (size_t)k;
-    }
-    return (ssize_t)got;
-}
-
 bool json_open_fd(Json *j, int fd, const char *path, Error *e) {
     *j = (Json){0};
     struct stat st;
@@ -47,7 +36,7 @@ bool json_open_fd(Json *j, int fd, const char *path, Error *e) {
         return error_set(e, EXIT_USER, "%.300s: expected at most %d bytes of JSON, got %lld.", path,
                          JSON_MAX_BYTES, (long long)st.st_size);
     char *text = xcalloc((size_t)st.st_size, 1);
-    ssize_t n = read_all(fd, text, (size_t)st.st_size);
+    ssize_t n = file_read(fd, text, (size_t)st.st_size);
     bool ok = n < 0 ? error_set(e, EXIT_WORLD, "%.300s: cannot be read: %s.", path, strerror(errno))
                     : json_parse(j, text, (size_t)n, path, e);
     free(text);
@@ -152,15 +141,6 @@ bool json_get_ints(const Json *j, const char *key, int64_t *out, size_t max, siz
     bool ok = list(j, key, max, &v, n, e);
     for (size_t i = 0; ok && i < json_array_size(v); i++)
         ok = take_int(j, key, json_array_get(v, i), &out[i], e);
-    return ok;
-}
-
-bool json_get_doubles(const Json *j, const char *key, double *out, size_t max, size_t *n,
-                      Error *e) {
-    const json_t *v;
-    bool ok = list(j, key, max, &v, n, e);
-    for (size_t i = 0; ok && i < json_array_size(v); i++)
-        ok = take_double(j, key, json_array_get(v, i), &out[i], e);
     return ok;
 }
 

@@ -44,7 +44,6 @@ bool json_get_string(const Json *j, const char *key, const char **out, Error *e)
 
 /* Lists of at most `max` values; *n (unchanged when absent) is how many there are. */
 bool json_get_ints(const Json *j, const char *key, int64_t *out, size_t max, size_t *n, Error *e);
-bool json_get_doubles(const Json *j, const char *key, double *out, size_t max, size_t *n, Error *e);
 bool json_get_strings(const Json *j, const char *key, const char **out, size_t max, size_t *n,
                       Error *e);
 

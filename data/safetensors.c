@@ -166,7 +166,8 @@ static bool take_shape(const Safetensors *s, SafetensorsTensor *t, const json_t 
 static bool take_tensor(const Safetensors *s, SafetensorsTensor *t, json_t *fields, Error *e) {
     if (!t->name[0]) return refuse(s, t->name, e, "expected a name that is not empty");
     for (const char *c = t->name; *c; c++)
-        if (is_control(c)) return refuse(s, NULL, e, "a tensor's name holds a control character");
+        if ((unsigned char)*c < ' ')
+            return refuse(s, NULL, e, "a tensor's name holds a control character");
     json_t *dtype, *shape, *offsets;
     if (json_unpack(fields, "{so so so !}", "dtype", &dtype, "shape", &shape, "data_offsets",
                     &offsets))

@@ -7,7 +7,8 @@
  * (tensors cover the data exactly, in order, without hole or overlap; sizes agree with shapes; all
  * products without overflow) and refuses more: duplicate keys of any kind, a header that does not
  * begin with `{` or is padded with anything but spaces, unknown fields, more than 8 dimensions,
- * names that are empty or hold control characters, headers above 16 MB. Values are not looked at.
+ * names that are empty or hold characters below the blank, headers above 16 MB. Values are not
+ * looked at.
  *
  *     Safetensors s;
  *     Error e;

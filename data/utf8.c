@@ -1,7 +1,9 @@
 /* Owns the reading of UTF-8. */
 #include "data/utf8.h"
 
-size_t utf8_char(const char *text, size_t n, uint32_t *code) {
+/* Bytes of the character at text[0], of which `n` bytes are left: 1 to 4; 0: it is malformed or
+ * cut, or nothing is left. *code, unless NULL, is its code point. */
+static size_t character(const char *text, size_t n, uint32_t *code) {
     static const uint32_t FIRST[] = {0, 0, 0x80, 0x800, 0x10000}; /* of each length */
     if (!n) return 0;
     uint32_t lead = (uint8_t)text[0], value = lead;
@@ -20,7 +22,7 @@ size_t utf8_char(const char *text, size_t n, uint32_t *code) {
 
 size_t utf8_invalid_at(const char *text, size_t n) {
     size_t at = 0, length;
-    while ((length = utf8_char(text + at, n - at, NULL))) at += length;
+    while ((length = character(text + at, n - at, NULL))) at += length;
     return at;
 }
 
@@ -33,7 +35,7 @@ static bool is_space(uint32_t c) {
 size_t utf8_leading_space(const char *text, size_t n) {
     size_t at = 0, length;
     uint32_t c = 0;
-    while ((length = utf8_char(text + at, n - at, &c)) && is_space(c)) at += length;
+    while ((length = character(text + at, n - at, &c)) && is_space(c)) at += length;
     return at;
 }
 
@@ -43,7 +45,7 @@ size_t utf8_trailing_space(const char *text, size_t n) {
         size_t begin = end - 1;
         while (begin && (uint8_t)text[begin] >> 6 == 2) begin--;
         uint32_t c = 0;
-        if (utf8_char(text + begin, end - begin, &c) != end - begin || !is_space(c)) break;
+        if (character(text + begin, end - begin, &c) != end - begin || !is_space(c)) break;
         end = begin;
     }
     return n - end;

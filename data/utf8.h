@@ -3,10 +3,6 @@
 
 #include "kernels/base.h"
 
-/* Bytes of the character at text[0], of which `n` bytes are left: 1 to 4; 0: it is malformed or
- * cut, or nothing is left. *code, unless NULL, is its code point. */
-size_t utf8_char(const char *text, size_t n, uint32_t *code);
-
 /* The offset of the first malformed byte; n: there is none. */
 size_t utf8_invalid_at(const char *text, size_t n);
 

@@ -134,6 +134,35 @@ int64_t vae_job_bytes(const VaeJob *j) {
     return bytes;
 }
 
+/* 0: it cannot be. */
+static int64_t bytes_with(Vae *v, VaeTileChoice choice, const VaeJob *want,
+                          const VaeTiling *tiling) {
+    VaeTiling t = *tiling;
+    Error ignored;
+    t.choice = choice;
+    VaeJob *j =
+        vae_job_open(v, want->half, want->frames, want->height, want->width, &t, 0, &ignored);
+    int64_t bytes = j ? vae_job_bytes(j) : 0;
+    vae_job_close(j);
+    return bytes;
+}
+
+int64_t vae_least_bytes(const VaeModel *m, Device device, VaeHalfName half, int64_t frames,
+                        int64_t height, int64_t width, const VaeTiling *tiling) {
+    Vae v = {.model = *m, .net = vae_net_open(m), .compute = device.compute};
+    VaeJob want = {.half = half, .frames = frames, .height = height, .width = width};
+    v.memory.k = device.k;
+    if (device.k->stream_open) v.stream = device.k->stream_open();
+    params_rest(v.net->params, HOME_FILE, DT_F32);
+    int64_t whole = 0, tiles = 0;
+    if (tiling->choice != VAE_TILE_ON) whole = bytes_with(&v, VAE_TILE_OFF, &want, tiling);
+    if (tiling->choice != VAE_TILE_OFF) tiles = bytes_with(&v, VAE_TILE_ON, &want, tiling);
+    params_close(v.net->params, &v.memory);
+    vae_net_close(v.net);
+    if (v.stream) device.k->stream_close(v.stream);
+    return whole && tiles ? MIN(whole, tiles) : MAX(whole, tiles);
+}
+
 bool vae_job_tiled(const VaeJob *j) { return j->tiled; }
 
 void vae_job_out(const VaeJob *j, int64_t size[4]) {

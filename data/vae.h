@@ -60,6 +60,10 @@ typedef struct VaeJob VaeJob;
 VaeJob *vae_job_open(Vae *v, VaeHalfName half, int64_t frames, int64_t height, int64_t width,
                      const VaeTiling *tiling, int64_t available, Error *e);
 void vae_job_close(VaeJob *j);
+/* The least device memory for that, whole or in tiles as `tiling` leaves open, on a device that
+ * need not be here (cuda_table). 0: there is no such job. */
+int64_t vae_least_bytes(const VaeModel *m, Device device, VaeHalfName half, int64_t frames,
+                        int64_t height, int64_t width, const VaeTiling *tiling);
 
 /* Device memory while it runs: arena, workspace and constants. */
 int64_t vae_job_bytes(const VaeJob *j);

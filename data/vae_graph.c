@@ -6,12 +6,19 @@
 
 static const int64_t CHUNK[VAE_HALVES] = {8, 2};
 
-int vae_chunks(VaeHalfName half, int64_t frames) { return (int)MAX(frames / CHUNK[half], 1); }
+/* The frames (or latents) of one. */
+typedef struct {
+    int64_t first, count;
+} Chunk;
 
-VaeChunk vae_chunk(VaeHalfName half, int64_t frames, int i) {
+static int chunk_count(VaeHalfName half, int64_t frames) {
+    return (int)MAX(frames / CHUNK[half], 1);
+}
+
+static Chunk chunk_at(VaeHalfName half, int64_t frames, int i) {
     int64_t size = CHUNK[half], rest = frames % size;
     int64_t first = i ? i * size + rest : 0, end = MIN((i + 1) * size + rest, frames);
-    return (VaeChunk){first, end - first};
+    return (Chunk){first, end - first};
 }
 
 /* The frames that a chunk's frames become: a sampler in time leaves one frame of an odd number
@@ -26,8 +33,8 @@ static int64_t chunk_out(VaeHalfName half, int64_t n) {
 
 int64_t vae_frames_out(VaeHalfName half, int64_t frames) {
     int64_t n = 0;
-    for (int i = 0; i < vae_chunks(half, frames); i++)
-        n += chunk_out(half, vae_chunk(half, frames, i).count);
+    for (int i = 0; i < chunk_count(half, frames); i++)
+        n += chunk_out(half, chunk_at(half, frames, i).count);
     return n;
 }
 
@@ -108,7 +115,7 @@ static Tensor *sample(const Recorder *r, const VaeStage *s, Tensor *x) {
     return conv(r, &s->sampler, (Conv){.stride = 2, .enlarge = 1}, x, NULL);
 }
 
-static Tensor *record_chunk(Recorder *r, Tensor *in, VaeChunk chunk) {
+static Tensor *record_chunk(Recorder *r, Tensor *in, Chunk chunk) {
     Tensor *x = op_take_frames(r->g, in, chunk.first, chunk.count);
     int64_t h = x->shape.dim[1], w = x->shape.dim[2], c = x->shape.dim[3];
     r->z = graph_view(r->g, x, CONTEXT * h * w * c, SHAPE(chunk.count, h, w, c));
@@ -125,7 +132,7 @@ VaeGraph vae_record(const VaeNet *v, VaeHalfName half, Graph *g, const Backend *
                     int64_t height, int64_t width) {
     const VaeHalf *h = &v->halves[half];
     int64_t channels = half == VAE_ENCODER ? VAE_COLORS : v->model.latent;
-    VaeGraph out = {.n = vae_chunks(half, frames)};
+    VaeGraph out = {.n = chunk_count(half, frames)};
     out.in = graph_input(g, half == VAE_ENCODER ? "video" : "z",
                          SHAPE(channels, frames, height, width), g->dtype);
     out.out = graph_alloc(g, (size_t)out.n * sizeof(Tensor *));
@@ -138,7 +145,7 @@ VaeGraph vae_record(const VaeNet *v, VaeHalfName half, Graph *g, const Backend *
                   .past = graph_alloc(g, (size_t)h->n_norms * sizeof(Tensor *))};
     for (int i = 0; i < out.n; i++) {
         r.last = i == out.n - 1;
-        out.out[i] = record_chunk(&r, out.in, vae_chunk(half, frames, i));
+        out.out[i] = record_chunk(&r, out.in, chunk_at(half, frames, i));
         out.out[i]->output = true;
     }
     return out;

@@ -73,12 +73,6 @@ VaeNet *vae_net_open(const VaeModel *m);
 /* The parameters stay. */
 void vae_net_close(VaeNet *n);
 
-/* The frames (or latents) of chunk i. */
-typedef struct {
-    int64_t first, count;
-} VaeChunk;
-int vae_chunks(VaeHalfName half, int64_t frames);
-VaeChunk vae_chunk(VaeHalfName half, int64_t frames, int i);
 /* Latents of a clip of so many frames; frames of so many latents. */
 int64_t vae_frames_out(VaeHalfName half, int64_t frames);
 

@@ -15,7 +15,6 @@ enum { VIDEO_CHILD_SOCKET = 3 };
 
 typedef enum { VIDEO_PROBE, VIDEO_READ, IMAGE_PROBE, IMAGE_READ } VideoTask;
 
-static inline bool video_task_reads(VideoTask t) { return t == VIDEO_READ || t == IMAGE_READ; }
 static inline bool video_task_image(VideoTask t) { return t == IMAGE_PROBE || t == IMAGE_READ; }
 
 typedef struct {

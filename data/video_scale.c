@@ -40,8 +40,10 @@ static void stored_target(const Scaler *s, int64_t *width, int64_t *height) {
     *height = across ? s->width : s->height;
 }
 
-void scaler_cover(const Scaler *s, int64_t width, int64_t height, double *cover_width,
-                  double *cover_height) {
+/* The size at which a stored picture, resized evenly, just covers the wanted one; both in the
+ * stored orientation. */
+static void cover_size(const Scaler *s, int64_t width, int64_t height, double *cover_width,
+                       double *cover_height) {
     int64_t w, h;
     stored_target(s, &w, &h);
     double shown_width = (double)width * s->aspect_num / s->aspect_den;
@@ -109,7 +111,7 @@ static bool fits(const Scaler *s, const AVFrame *f) {
 static bool prepare(Scaler *s, const AVFrame *f, Error *e) {
     double width, height;
     if (fits(s, f)) return true;
-    scaler_cover(s, f->width, f->height, &width, &height);
+    cover_size(s, f->width, f->height, &width, &height);
     if (width * height > (double)s->max_pixels)
         return error_set(e, EXIT_DATA,
                          "is %dx%d, too narrow for %lldx%lld: it would grow to %.0fx%.0f. Crop it "

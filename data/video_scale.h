@@ -30,10 +30,6 @@ typedef struct {
     int source_width, source_height, format, colorspace, full_range;
 } Scaler;
 
-/* The size at which a stored picture, resized evenly, just covers the wanted one; both in the
- * stored orientation. */
-void scaler_cover(const Scaler *s, int64_t width, int64_t height, double *cover_width,
-                  double *cover_height);
 /* Planes red, green and blue [H,W] of one frame. */
 bool scaler_frame(Scaler *s, const struct AVFrame *frame, uint8_t *const planes[3], Error *e);
 void scaler_close(Scaler *s);

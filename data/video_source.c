@@ -32,7 +32,8 @@ static void remember_log(void *context, int level, const char *format, va_list a
     last_log[strcspn(last_log, "\n")] = 0;
 }
 
-bool source_error(Error *e, const char *what, int code) {
+/* Sets *e to `what`, libav's reason for `code`, and what libav logged last. Returns false. */
+static bool source_error(Error *e, const char *what, int code) {
     char reason[AV_ERROR_MAX_STRING_SIZE] = "";
     if (code == AVERROR(ENOMEM))
         snprintf(reason, sizeof reason, "more memory than a file may have");

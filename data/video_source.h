@@ -45,6 +45,3 @@ bool source_orientation(const Source *s, Orientation *o, Error *e);
 void source_aspect(const Source *s, int *num, int *den);
 /* Fills names and sizes, but no times. */
 bool source_describe(const Source *s, VideoInfo *info, Error *e);
-
-/* Sets *e to `what`, libav's reason for `code`, and what libav logged last. Returns false. */
-bool source_error(Error *e, const char *what, int code);

@@ -358,9 +358,9 @@ const SafetensorsTensor *weights_expect(const Weights *w, const char *name, int 
     return NULL;
 }
 
-/* Advice on the pages wholly inside the range, which is of one of our mappings: elsewhere
- * MADV_DONTNEED would destroy data. That the system may decline is no error. */
-static void advise(const Weights *w, const void *data, size_t bytes, int advice) {
+/* Only pages wholly inside the range, which is of one of our mappings: elsewhere MADV_DONTNEED
+ * would destroy data. That the system may decline is no error. */
+void weights_release(const Weights *w, const void *data, size_t bytes) {
     const uint8_t *at = data;
     bool ours = false;
     for (size_t i = 0; i < w->n_shards && !ours; i++) {
@@ -371,18 +371,5 @@ static void advise(const Weights *w, const void *data, size_t bytes, int advice)
     CHECK(ours, "%s: %zu bytes at %p are not of its files", w->path, bytes, data);
     int64_t page = sysconf(_SC_PAGESIZE), begin = align_up((int64_t)(intptr_t)data, page);
     int64_t end = ((int64_t)(intptr_t)data + (int64_t)bytes) / page * page;
-    if (begin < end) madvise((void *)(intptr_t)begin, (size_t)(end - begin), advice);
-}
-
-void weights_prefetch(const Weights *w, const void *data, size_t bytes) {
-    advise(w, data, bytes, MADV_WILLNEED);
-}
-
-void weights_release(const Weights *w, const void *data, size_t bytes) {
-    advise(w, data, bytes, MADV_DONTNEED);
-}
-
-void weights_evict(const Weights *w, const void *data, size_t bytes) {
-    advise(w, data, bytes, MADV_PAGEOUT);
-    advise(w, data, bytes, MADV_DONTNEED); /* what the system would not page out */
+    if (begin < end) madvise((void *)(intptr_t)begin, (size_t)(end - begin), MADV_DONTNEED);
 }

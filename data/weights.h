@@ -43,12 +43,9 @@ const SafetensorsTensor *weights_find(const Weights *w, const char *name, Error 
 const SafetensorsTensor *weights_expect(const Weights *w, const char *name, int n_dims,
                                         const int64_t *shape, Error *e);
 
-/* Advice about bytes of these weights, which may be read again after each: asks for read-ahead;
- * takes whole pages out of this process's resident set (they stay in the page cache); gives them
- * back to the system altogether. Bytes outside the files are a bug (CHECK). */
-void weights_prefetch(const Weights *w, const void *data, size_t bytes);
+/* Takes the whole pages of these bytes out of this process's resident set; they stay in the page
+ * cache, and may be read again. Bytes outside the files are a bug (CHECK). */
 void weights_release(const Weights *w, const void *data, size_t bytes);
-void weights_evict(const Weights *w, const void *data, size_t bytes);
 
 /* A text file that goes into a folder beside the weights, such as config.json. */
 typedef struct {

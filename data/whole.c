@@ -223,6 +223,18 @@ bool whole_sweep(const char *folder, const char *prefix, Error *e) {
     return ok;
 }
 
+ssize_t file_read(int fd, void *buffer, size_t n) {
+    size_t got = 0;
+    while (got < n) {
+        ssize_t k = read(fd, (char *)buffer + got, n - got);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return -1;
+        if (!k) break;
+        got += (size_t)k;
+    }
+    return (ssize_t)got;
+}
+
 bool folders_make_above(const char *path, Error *e) {
     char *copy = xstrdup(path);
     bool ok = true;

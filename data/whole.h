@@ -14,6 +14,8 @@
 
 #include "kernels/base.h"
 
+#include <sys/types.h>
+
 typedef struct {
     char *path, *temporary;
     int fd; /* of the temporary, for reading and writing */
@@ -47,6 +49,9 @@ bool whole_folder_discard(WholeFolder *f);
 /* Removes what killed writers left in a folder: temporaries, and what has a name that begins with
  * `prefix` (NULL: nothing else). A folder that is not there holds nothing. */
 bool whole_sweep(const char *folder, const char *prefix, Error *e);
+
+/* Reads at most n bytes of an open file, fewer at its end; -1: errno. */
+ssize_t file_read(int fd, void *buffer, size_t n);
 
 /* Makes a folder and those above it, or only those above a path, as far as they are missing. */
 bool folders_make(const char *path, Error *e);

@@ -29,7 +29,7 @@ static const double SETTLE_SECONDS = 0.1;
 /* For Open MPI to read that a connection has ended, before something is to be sent over it. */
 static const double NOTICE_SECONDS = 0.15;
 static const double DEAF_SECONDS = 0.3;
-static const double LEAVE_SECONDS = 0.2;
+static const double LEAVE_SECONDS = 1;  /* for the thread that talks to wake */
 static const double MPIRUN_SECONDS = 3; /* it ends the job long before, where there is one */
 
 /* 256 bytes, in which programs of other versions can tell each other apart. */
@@ -44,7 +44,7 @@ static struct {
     Entry *entry;      /* [size] */
     struct pollfd *fd; /* [size + 1] of the processes of this host; the bell */
     bool *gone;        /* [size] the process has ended */
-    _Atomic int *here; /* [size] answers that came and are not used up; a call uses one of each */
+    _Atomic int *here; /* [size] answers that came, less those that calls used up: one each */
     int bell[2];       /* a pipe: this process was told to end */
     struct sigaction before;
     void (*give_up)(void);
@@ -113,8 +113,7 @@ static bool hear(void) {
         if (!there) break;
         MPI_Recv(NULL, 0, MPI_BYTE, s.MPI_SOURCE, s.MPI_TAG, roll.ranks, MPI_STATUS_IGNORE);
         if (s.MPI_TAG == TAG_LEAVES) return false;
-        roll.here[s.MPI_SOURCE]++;
-        roll.calls = true;
+        if (++roll.here[s.MPI_SOURCE] > 0) roll.calls = true; /* else it comes late */
     }
     return true;
 }
@@ -154,9 +153,11 @@ static bool answers(int rank) {
     return rank == roll.rank || (roll.here[rank] > 0 && !roll.gone[rank]);
 }
 
-/* A silence says nothing where this rank could not listen, but among two. */
+/* A silence says nothing of a process that is seen to be there, for its machine may be busy; nor
+ * where this rank could not listen, but among two. */
 static bool is_silent(int rank, bool deaf) {
-    return !answers(rank) && (roll.gone[rank] || !deaf || roll.size == 2);
+    bool seen = roll.fd[rank].fd >= 0, heard = !deaf || roll.size == 2;
+    return !answers(rank) && (roll.gone[rank] || (!seen && heard));
 }
 
 /* Calls the roll. Returns how many do not answer; -1: a rank leaves. */

@@ -4,8 +4,8 @@
  * Two threads sleep beside the program. They wake where a process of this host ends, or where this
  * one is told to end (SIGTERM, which mpirun sends to all that are left when one has died): then
  * they call the roll among the threads of all ranks. Of those that answer the first says, in one
- * line for the job, who is gone, and at which collective and step itself is. Where all answer
- * nothing is said, and a request to stop is what it always was.
+ * line for the job, who is gone, and at which collective and step itself is. Where all answer, or
+ * are seen to be there, nothing is said, and a request to stop is what it always was.
  *
  * Only comm_mpi.c includes it.
  */

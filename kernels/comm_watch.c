@@ -92,7 +92,7 @@ void say_gone(const char *gone, const char *silent, int me) {
         snprintf(where, sizeof where, "%s number %lld", NAMES[h.kind], (long long)h.number);
     fprintf(stderr,
             "cogsmith: %s%s%s%s%s; rank %d%s had come to %s. The job ends; start it again to go on "
-            "from the last checkpoint\n",
+            "from what it saved last\n",
             gone, verb_of(gone, " is gone", " are gone"), *gone && *silent ? "; " : "", silent,
             verb_of(silent, " does not answer", " do not answer"), me, in_step(text), where);
 }

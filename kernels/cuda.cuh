@@ -66,6 +66,20 @@ template <int V, class T> __device__ __forceinline__ Pack<T, V> load_pack(const 
     return pack;
 }
 
+/* The same; zeros where there is nothing. */
+template <int V, class T>
+__device__ __forceinline__ Pack<T, V> load_pack_if(bool there, const T *p) {
+    Pack<T, V> pack;
+    if (V * sizeof(T) == PACK_BYTES) {
+        uint4 words = make_uint4(0, 0, 0, 0);
+        if (there) words = *(const uint4 *)p;
+        memcpy(&pack, &words, sizeof pack);
+    } else {
+        for (int j = 0; j < V; j++) pack.v[j] = there ? p[j] : from_float<T>(0);
+    }
+    return pack;
+}
+
 /* Two neighbours as one word: one instruction rounds both. */
 __device__ __forceinline__ uint32_t word_of(__nv_bfloat16, float low, float high) {
     __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -81,9 +95,32 @@ __device__ __forceinline__ uint32_t word_of(__half, float low, float high) {
 }
 __device__ __forceinline__ uint32_t word_of(float, float low, float) { return float_bits(low); }
 
+/* The elements of one word. One instruction each: bf16 is the upper half of an f32. */
+__device__ __forceinline__ void from_word(__nv_bfloat16, uint32_t word, float *x) {
+    x[0] = float_from_bits(word << 16);
+    x[1] = float_from_bits(word & 0xffff0000u);
+}
+__device__ __forceinline__ void from_word(__half, uint32_t word, float *x) {
+    __half pair[2];
+    memcpy(pair, &word, sizeof pair);
+    x[0] = __half2float(pair[0]);
+    x[1] = __half2float(pair[1]);
+}
+__device__ __forceinline__ void from_word(float, uint32_t word, float *x) {
+    x[0] = float_from_bits(word);
+}
+
 template <class T, int V> __device__ __forceinline__ void to_floats(Pack<T, V> pack, float *x) {
+    if (V * sizeof(T) == PACK_BYTES) {
+        uint32_t words[4];
+        const int step = V / 4; /* elements in a word */
+        memcpy(words, &pack, sizeof words);
 #pragma unroll
-    for (int j = 0; j < V; j++) x[j] = to_float(pack.v[j]);
+        for (int j = 0; j < 4; j++) from_word(T(), words[j], x + step * j);
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) x[j] = to_float(pack.v[j]);
+    }
 }
 
 /* x[0 .. V) = p[0 .. V), and back. With 16 bytes in V elements, p is a multiple of 16. */
@@ -143,26 +180,39 @@ __device__ __forceinline__ float block_sum(float x) {
     return x;
 }
 
-/* Sums of partial results. The block is SUM_COLUMNS x SUM_GROUPS; thread (x, y) reads chunks
- * [y * per, (y + 1) * per), per = ceil(chunks / SUM_GROUPS), of its column at partial[chunk *
- * stride]; chunks where `used` (unless it is NULL) is 0 at used[chunk * used_stride] are not read.
- * The threads with y = 0 get the sum. All threads of the block call; `active` is false where there
- * is no column. */
-enum { SUM_COLUMNS = 32, SUM_GROUPS = 32 };
-__device__ __forceinline__ float sum_chunks(const float *partial, int64_t chunks, int64_t stride,
-                                            const int32_t *used, int64_t used_stride, bool active) {
-    __shared__ float part[SUM_GROUPS][SUM_COLUMNS];
-    int64_t per = (chunks + SUM_GROUPS - 1) / SUM_GROUPS, first = (int64_t)threadIdx.y * per;
-    int64_t last = MIN(first + per, chunks);
-    float sum = 0;
-#pragma unroll 4
-    for (int64_t c = first; c < last && active; c++)
-        if (!used || used[c * used_stride]) sum += partial[c * stride];
+/* Sums of partial results, N at once, `apart` from one to the next. The block is SUM_COLUMNS x
+ * SUM_GROUPS; thread (x, y) reads chunks [y * per, (y + 1) * per), per = ceil(chunks / SUM_GROUPS),
+ * of its column at partial[chunk * stride], SUM_AHEAD of them before it adds one; chunks where
+ * `used` (unless it is NULL) is 0 at used[chunk * used_stride] are not read. All lie in the
+ * scratch, which 32 bits reach over. The threads with y = 0 get the sums. All threads of the block
+ * call; `active` is false where there is no column. */
+enum { SUM_COLUMNS = 32, SUM_GROUPS = 32, SUM_AHEAD = 8 };
+template <int N>
+__device__ __forceinline__ void sum_chunks(const float *partial, int chunks, int stride, int apart,
+                                           const int32_t *used, int used_stride, bool active,
+                                           float *sum) {
+    __shared__ float part[N][SUM_GROUPS][SUM_COLUMNS];
+    int per = (chunks + SUM_GROUPS - 1) / SUM_GROUPS, first = (int)threadIdx.y * per;
+    int last = active ? MIN(first + per, chunks) : first;
+    for (int i = 0; i < N; i++) sum[i] = 0;
+    for (int c = first; c < last; c += SUM_AHEAD) {
+        bool there[SUM_AHEAD];
+        float x[SUM_AHEAD][N] = {};
+#pragma unroll
+        for (int k = 0; k < SUM_AHEAD; k++)
+            there[k] = c + k < last && (!used || used[(c + k) * used_stride]);
+#pragma unroll
+        for (int k = 0; k < SUM_AHEAD; k++)
+            for (int i = 0; i < N && there[k]; i++) x[k][i] = partial[(c + k) * stride + i * apart];
+#pragma unroll
+        for (int k = 0; k < SUM_AHEAD; k++)
+            for (int i = 0; i < N; i++) sum[i] += x[k][i];
+    }
     __syncthreads(); /* `part` may still be read by an earlier call */
-    part[threadIdx.y][threadIdx.x] = sum;
+    for (int i = 0; i < N; i++) part[i][threadIdx.y][threadIdx.x] = sum[i];
     __syncthreads();
-    for (int y = 1; y < SUM_GROUPS && threadIdx.y == 0; y++) sum += part[y][threadIdx.x];
-    return sum;
+    for (int y = 1; y < SUM_GROUPS && threadIdx.y == 0; y++)
+        for (int i = 0; i < N; i++) sum[i] += part[i][y][threadIdx.x];
 }
 
 /* ---- launches --------------------------------------------------------------------------------*/

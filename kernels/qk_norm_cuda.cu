@@ -1,8 +1,9 @@
 /* The norm of q and k over the channels of each head, with rotation, on CUDA.
  *
- * A head is shared by the fewest lanes (a power of two) that hold it in packs, SLOTS heads at a
+ * A head is shared by the fewest lanes (a power of two) that hold it in packs, `slots` heads at a
  * time by a block; the angles, gamma and beta of its columns stay in a lane's registers over the
- * heads of a row.
+ * heads of a row. Kernels know the size of heads, where that is USUAL, when they are compiled
+ * (SIZE), and else 0.
  */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -10,19 +11,21 @@
 #include "kernels/cuda.cuh"
 
 static const int64_t MAX_HEAD = 256, MAX_CHUNKS = 1056;
-enum { THREADS = 128 };
+/* A row's heads are read AHEAD at a time of those that a lane has, so that as many reads are on
+ * their way. */
+enum { THREADS = 128, USUAL = 64, AHEAD = 3 };
 
-/* Packs of a head of MAX_HEAD channels that each of 32 lanes has. */
-HD static constexpr int held(int V) { return (int)MAX_HEAD / V / WARP; }
+/* Packs of a head that a lane has: one, or those of MAX_HEAD channels in 32 lanes. */
+HD static constexpr int held(int V, int SIZE) { return SIZE ? 1 : (int)MAX_HEAD / V / WARP; }
 
 /* Where a lane stands: pack r of its head begins at channel (lane + r lanes) V. */
 typedef struct {
     int lanes, lane, slot, slots; /* of a head; which one; which head of the block, of how many */
 } Seat;
 
-__device__ __forceinline__ Seat seat_of(int lanes) {
-    int thread = (int)threadIdx.x;
-    return {lanes, thread % lanes, thread / lanes, THREADS / lanes};
+template <int V, int SIZE> __device__ __forceinline__ Seat seat_of(int lanes) {
+    int thread = (int)threadIdx.x, l = SIZE ? SIZE / V : lanes;
+    return {l, thread % l, thread / l, THREADS / l};
 }
 
 /* Of q or of k. An index that is not known would bring all arguments of a kernel to memory. */
@@ -36,15 +39,27 @@ template <int V> __device__ __forceinline__ int channel(Seat s, int r) {
 
 /* One head in registers, with zeros where it has no channels. */
 template <int V, int R> struct Head { float x[R][V]; };
+template <class T, int V, int R> struct HeadRead { Pack<T, V> pack[R]; };
 
 template <int V, int R, class T>
-__device__ __forceinline__ void load_head(Seat s, const T *x, int size, bool there,
-                                          Head<V, R> *head) {
+__device__ __forceinline__ void read_head(Seat s, const T *x, int size, bool there,
+                                          HeadRead<T, V, R> *head) {
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-        for (int j = 0; j < V; j++) head->x[r][j] = 0;
-        if (there && channel<V>(s, r) < size) load<V>(x + channel<V>(s, r), head->x[r]);
-    }
+    for (int r = 0; r < R; r++)
+        head->pack[r] = load_pack_if<V>(there && channel<V>(s, r) < size, x + channel<V>(s, r));
+}
+
+template <class T, int V, int R>
+__device__ __forceinline__ void head_floats(const HeadRead<T, V, R> &from, Head<V, R> *head) {
+#pragma unroll
+    for (int r = 0; r < R; r++) to_floats(from.pack[r], head->x[r]);
+}
+
+template <int V, int R, class T>
+__device__ __forceinline__ void load_head(Seat s, const T *x, int size, Head<V, R> *head) {
+    HeadRead<T, V, R> from;
+    read_head<V, R, T>(s, x, size, true, &from);
+    head_floats(from, head);
 }
 
 /* x = (x - mean) * rstd, where the head has channels; answers rstd. */
@@ -54,14 +69,14 @@ __device__ __forceinline__ float normalise(Seat s, int size, float eps, Head<V, 
 #pragma unroll
     for (int r = 0; r < R; r++)
         for (int j = 0; j < V; j++) sum += head->x[r][j];
-    float mean = warp_sum(sum, s.lanes) / (float)size;
+    float inverse = 1 / (float)size, mean = warp_sum(sum, s.lanes) * inverse;
 #pragma unroll
     for (int r = 0; r < R; r++)
         for (int j = 0; j < V; j++) {
             head->x[r][j] = channel<V>(s, r) < size ? head->x[r][j] - mean : 0;
             square += head->x[r][j] * head->x[r][j];
         }
-    float rstd = 1 / sqrtf(warp_sum(square, s.lanes) / (float)size + eps);
+    float rstd = rsqrtf(warp_sum(square, s.lanes) * inverse + eps);
 #pragma unroll
     for (int r = 0; r < R; r++)
         for (int j = 0; j < V; j++) head->x[r][j] *= rstd;
@@ -96,29 +111,43 @@ __device__ __forceinline__ void load_rope(Seat s, const float *rope, int64_t row
         }
 }
 
-template <class T, int V>
+template <class T, int V, int SIZE>
 __global__ void __launch_bounds__(THREADS) qk_norm_kernel(QkNorm q, T *y, int lanes) {
-    constexpr int R = held(V);
-    Seat s = seat_of(lanes);
-    int size = (int)q.head_size, z = (int)blockIdx.y;
-    int64_t row = blockIdx.x, from = (z * q.rows + row) * q.heads * size;
+    constexpr int R = held(V, SIZE);
+    Seat s = seat_of<V, SIZE>(lanes);
+    int size = SIZE ? SIZE : (int)q.head_size, z = (int)blockIdx.y, heads = (int)q.heads;
+    int64_t row = blockIdx.x, from = (z * q.rows + row) * heads * size + s.slot * size;
+    const T *x = (const T *)q.x + from;
     Head<V, R> rope = {}, gamma, beta;
-    load_rope(s, q.rope, row, size, &rope);
-    load_head(s, (const T *)pick(z, q.gamma), size, true, &gamma);
-    load_head(s, (const T *)pick(z, q.beta), size, true, &beta);
-    for (int64_t h = 0; h < q.heads; h += s.slots) {
-        bool there = h + s.slot < q.heads;
-        int64_t at = from + (h + s.slot) * size;
-        Head<V, R> head;
-        load_head(s, (const T *)q.x + at, size, there, &head);
-        normalise(s, size, q.eps, &head);
+    y += from;
+    for (int h = 0; h < heads; h += AHEAD * s.slots) {
+        HeadRead<T, V, R> read[AHEAD];
 #pragma unroll
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < V; j++) head.x[r][j] = head.x[r][j] * gamma.x[r][j] + beta.x[r][j];
-        turn(rope, 1, &head);
+        for (int k = 0; k < AHEAD; k++)
+            read_head<V, R, T>(s, x + (h + k * s.slots) * size, size,
+                               h + k * s.slots + s.slot < heads, &read[k]);
+        if (h == 0) {
+            load_rope(s, q.rope, row, size, &rope);
+            load_head(s, (const T *)pick(z, q.gamma), size, &gamma);
+            load_head(s, (const T *)pick(z, q.beta), size, &beta);
+        }
 #pragma unroll
-        for (int r = 0; r < R; r++)
-            if (there && channel<V>(s, r) < size) store<V>(y + at + channel<V>(s, r), head.x[r]);
+        for (int k = 0; k < AHEAD; k++) {
+            int at = h + k * s.slots;
+            if (at >= heads) break;
+            Head<V, R> head;
+            head_floats(read[k], &head);
+            normalise(s, size, q.eps, &head);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+                for (int j = 0; j < V; j++)
+                    head.x[r][j] = head.x[r][j] * gamma.x[r][j] + beta.x[r][j];
+            turn(rope, 1, &head);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+                if (at + s.slot < heads && channel<V>(s, r) < size)
+                    store<V>(y + at * size + channel<V>(s, r), head.x[r]);
+        }
     }
 }
 
@@ -136,55 +165,65 @@ typedef struct {
     float *sums;
 } QkRows;
 
-/* dx of one head from its gradient at the normalised head times gamma, as LayerNorm's. */
+/* dx of one head from grad, its gradient at the normalised head, as LayerNorm's. */
 template <class T, int V, int R>
-__device__ __forceinline__ void head_grad(Seat s, const QkRows &a, const Head<V, R> &normal,
-                                          const Head<V, R> &gamma, const Head<V, R> &grad,
-                                          float rstd, T *dx) {
-    int size = (int)a.q.head_size;
-    float sum = 0, product = 0;
+__device__ __forceinline__ void head_grad(Seat s, const QkRows &a, int size,
+                                          const Head<V, R> &normal, const Head<V, R> &gamma,
+                                          Head<V, R> *grad, float rstd, T *dx) {
+    float sum = 0, product = 0, inverse = 1 / (float)size;
 #pragma unroll
     for (int r = 0; r < R; r++)
         for (int j = 0; j < V; j++) {
-            float g = grad.x[r][j] * gamma.x[r][j];
-            sum += g;
-            product += g * normal.x[r][j];
+            grad->x[r][j] *= gamma.x[r][j];
+            sum += grad->x[r][j];
+            product += grad->x[r][j] * normal.x[r][j];
         }
-    sum = warp_sum(sum, s.lanes) / (float)size;
-    product = warp_sum(product, s.lanes) / (float)size;
+    sum = warp_sum(sum, s.lanes) * inverse;
+    product = warp_sum(product, s.lanes) * inverse;
 #pragma unroll
     for (int r = 0; r < R; r++) {
         float g[V];
-        for (int j = 0; j < V; j++)
-            g[j] = rstd * (grad.x[r][j] * gamma.x[r][j] - sum - normal.x[r][j] * product);
+        for (int j = 0; j < V; j++) g[j] = rstd * (grad->x[r][j] - sum - normal.x[r][j] * product);
         if (dx && channel<V>(s, r) < size) store_kept<V>(dx + channel<V>(s, r), a.keep_dx, g);
     }
 }
 
-/* The heads of one row. */
-template <class T, int V, int R>
+/* The heads of one row; what gamma and beta get is added where SUMS. */
+template <class T, int V, int SIZE, bool SUMS, int R>
 __device__ __forceinline__ void qk_row_grad(Seat s, const QkRows &a, int64_t row,
                                             const Head<V, R> &gamma, Head<V, R> *dgamma,
                                             Head<V, R> *dbeta) {
-    int size = (int)a.q.head_size, z = (int)blockIdx.y;
-    int64_t from = (z * a.q.rows + row) * a.q.heads * size;
+    int size = SIZE ? SIZE : (int)a.q.head_size, z = (int)blockIdx.y, heads = (int)a.q.heads;
+    int64_t from = (z * a.q.rows + row) * heads * size + s.slot * size;
+    const T *x = (const T *)a.q.x + from, *dy = (const T *)a.dy + from;
     Head<V, R> rope = {};
-    load_rope(s, a.q.rope, row, size, &rope);
-    for (int64_t h = 0; h < a.q.heads; h += s.slots) {
-        bool there = h + s.slot < a.q.heads;
-        int64_t at = from + (h + s.slot) * size;
-        Head<V, R> normal, grad;
-        load_head(s, (const T *)a.q.x + at, size, there, &normal);
-        load_head(s, (const T *)a.dy + at, size, there, &grad);
-        float rstd = normalise(s, size, a.q.eps, &normal);
-        turn(rope, -1, &grad);
+    for (int h = 0; h < heads; h += AHEAD * s.slots) {
+        HeadRead<T, V, R> read[AHEAD], read_dy[AHEAD];
 #pragma unroll
-        for (int r = 0; r < R; r++)
-            for (int j = 0; j < V; j++) {
-                dgamma->x[r][j] += grad.x[r][j] * normal.x[r][j];
-                dbeta->x[r][j] += grad.x[r][j];
-            }
-        if (a.dx) head_grad(s, a, normal, gamma, grad, rstd, there ? (T *)a.dx + at : (T *)NULL);
+        for (int k = 0; k < AHEAD; k++) {
+            int at = h + k * s.slots;
+            read_head<V, R, T>(s, x + at * size, size, at + s.slot < heads, &read[k]);
+            read_head<V, R, T>(s, dy + at * size, size, at + s.slot < heads, &read_dy[k]);
+        }
+        if (h == 0) load_rope(s, a.q.rope, row, size, &rope);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            int at = h + k * s.slots;
+            if (at >= heads) break;
+            Head<V, R> normal, grad;
+            head_floats(read[k], &normal);
+            head_floats(read_dy[k], &grad);
+            float rstd = normalise(s, size, a.q.eps, &normal);
+            turn(rope, -1, &grad);
+#pragma unroll
+            for (int r = 0; r < R && SUMS; r++)
+                for (int j = 0; j < V; j++) {
+                    dgamma->x[r][j] += grad.x[r][j] * normal.x[r][j];
+                    dbeta->x[r][j] += grad.x[r][j];
+                }
+            T *dx = at + s.slot < heads ? (T *)a.dx + from + at * size : (T *)NULL;
+            if (a.dx) head_grad(s, a, size, normal, gamma, &grad, rstd, dx);
+        }
     }
 }
 
@@ -205,15 +244,17 @@ __device__ __forceinline__ void sum_slots(Seat s, const Head<V, R> &head, int si
     }
 }
 
-template <class T, int V> __global__ void __launch_bounds__(THREADS) qk_norm_grad_kernel(QkRows a) {
-    constexpr int R = held(V);
-    Seat s = seat_of(a.lanes);
-    int size = (int)a.q.head_size, z = (int)blockIdx.y;
+template <class T, int V, int SIZE, bool SUMS>
+__global__ void __launch_bounds__(THREADS) qk_norm_grad_kernel(QkRows a) {
+    constexpr int R = held(V, SIZE);
+    Seat s = seat_of<V, SIZE>(a.lanes);
+    int size = SIZE ? SIZE : (int)a.q.head_size, z = (int)blockIdx.y;
     int64_t first = blockIdx.x * a.rows_per, last = MIN(first + a.rows_per, a.q.rows);
     Head<V, R> gamma, dgamma = {}, dbeta = {};
-    load_head(s, (const T *)pick(z, a.q.gamma), size, true, &gamma);
-    for (int64_t row = first; row < last; row++) qk_row_grad<T>(s, a, row, gamma, &dgamma, &dbeta);
-    if (!a.sums) return;
+    load_head(s, (const T *)pick(z, a.q.gamma), size, &gamma);
+    for (int64_t row = first; row < last; row++)
+        qk_row_grad<T, V, SIZE, SUMS>(s, a, row, gamma, &dgamma, &dbeta);
+    if (!SUMS) return;
     float *to = a.sums + ((int64_t)blockIdx.x * 2 + z) * 2 * size;
     sum_slots(s, dgamma, size, to);
     sum_slots(s, dbeta, size, to + size);
@@ -224,7 +265,8 @@ __global__ void __launch_bounds__(SUM_COLUMNS *SUM_GROUPS, 1)
     int size = (int)a.q.head_size, z = (int)blockIdx.y;
     int at = (int)(blockIdx.x * SUM_COLUMNS + threadIdx.x);
     bool active = at < 2 * size;
-    float sum = sum_chunks(a.sums + z * 2 * size + at, a.chunks, 4 * size, NULL, 0, active);
+    float sum;
+    sum_chunks<1>(a.sums + z * 2 * size + at, (int)a.chunks, 4 * size, 0, NULL, 0, active, &sum);
     if (!active || threadIdx.y) return;
     float *to = at < size ? pick(z, g.dgamma) : pick(z, g.dbeta);
     float keep = at < size ? pick(z, g.keep_dgamma) : pick(z, g.keep_dbeta);
@@ -252,8 +294,12 @@ static void check_head(const QkNorm *q, const char *entry) {
 }
 
 template <class T, int V> static void launch_qk_norm(Stream *s, const QkNorm *q, void *y) {
-    LAUNCH((qk_norm_kernel<T, V>), dim3(blocks_for(q->rows, 1), 2), THREADS, 0, cuda_queue(s), *q,
-           (T *)y, lanes_for(q->head_size, V));
+    dim3 grid(blocks_for(q->rows, 1), 2);
+    int lanes = lanes_for(q->head_size, V);
+    if (q->head_size == USUAL)
+        LAUNCH((qk_norm_kernel<T, V, USUAL>), grid, THREADS, 0, cuda_queue(s), *q, (T *)y, lanes);
+    else
+        LAUNCH((qk_norm_kernel<T, V, 0>), grid, THREADS, 0, cuda_queue(s), *q, (T *)y, lanes);
 }
 
 void cuda_qk_norm(Stream *s, const QkNorm *q, void *y) {
@@ -264,10 +310,13 @@ void cuda_qk_norm(Stream *s, const QkNorm *q, void *y) {
     cuda_check_launch("qk_norm");
 }
 
-template <class T, int V> static void launch_qk_norm_grad(Stream *s, QkRows a) {
+template <class T, int V, bool SUMS> static void launch_qk_norm_grad(Stream *s, QkRows a) {
+    dim3 grid(blocks_for(a.chunks, 1), 2);
     a.lanes = lanes_for(a.q.head_size, V);
-    LAUNCH((qk_norm_grad_kernel<T, V>), dim3(blocks_for(a.chunks, 1), 2), THREADS, 0, cuda_queue(s),
-           a);
+    if (a.q.head_size == USUAL)
+        LAUNCH((qk_norm_grad_kernel<T, V, USUAL, SUMS>), grid, THREADS, 0, cuda_queue(s), a);
+    else
+        LAUNCH((qk_norm_grad_kernel<T, V, 0, SUMS>), grid, THREADS, 0, cuda_queue(s), a);
 }
 
 void cuda_qk_norm_grad(Stream *s, const QkNorm *q, const QkNormGrad *g) {
@@ -281,7 +330,10 @@ void cuda_qk_norm_grad(Stream *s, const QkNorm *q, const QkNormGrad *g) {
     }
     a.chunks = (q->rows + a.rows_per - 1) / a.rows_per;
     bool wide = qk_packable(q, (uintptr_t)g->dy | (uintptr_t)g->dx);
-    if (a.chunks) WITH_PACKS(q->t, wide, 2, "qk_norm_grad", T, V, launch_qk_norm_grad<T, V>(s, a));
+    if (a.chunks && summed)
+        WITH_PACKS(q->t, wide, 2, "qk_norm_grad", T, V, (launch_qk_norm_grad<T, V, true>(s, a)));
+    else if (a.chunks)
+        WITH_PACKS(q->t, wide, 2, "qk_norm_grad", T, V, (launch_qk_norm_grad<T, V, false>(s, a)));
     if (summed)
         LAUNCH(qk_finish_kernel, dim3(blocks_for(2 * q->head_size, SUM_COLUMNS), 2),
                dim3(SUM_COLUMNS, SUM_GROUPS), 0, cuda_queue(s), a, *g);

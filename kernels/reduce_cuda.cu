@@ -34,7 +34,8 @@ __global__ void sum_part(int64_t rows, int64_t cols, int64_t ld, const T *x, flo
 __global__ void add_parts(int64_t parts, int64_t cols, const float *partial, float keep, float *y) {
     int64_t j = (int64_t)blockIdx.x * SUM_COLUMNS + threadIdx.x;
     bool active = j < cols;
-    float sum = sum_chunks(partial + j, parts, cols, NULL, 0, active);
+    float sum;
+    sum_chunks<1>(partial + j, (int)parts, (int)cols, 0, NULL, 0, active, &sum);
     if (active && threadIdx.y == 0) y[j] = kept(keep, y + j, sum);
 }
 

@@ -26,11 +26,12 @@ __device__ __forceinline__ void put_pack(Pack<T, V> pack, float keep, T *to) {
 template <class T, int V>
 __device__ __forceinline__ void put_row(const T *from, int64_t width, float keep, T *to) {
     for (int64_t j0 = threadIdx.x % WARP * V; j0 < width; j0 += BATCH * WARP * V) {
-        Pack<T, V> packs[BATCH] = {};
+        Pack<T, V> packs[BATCH];
 #pragma unroll
-        for (int k = 0; k < BATCH; k++)
-            if (from && j0 + k * WARP * V < width)
-                packs[k] = load_pack<V>(from + j0 + k * WARP * V);
+        for (int k = 0; k < BATCH; k++) {
+            bool there = from && j0 + k * WARP * V < width;
+            packs[k] = load_pack_if<V>(there, there ? from + j0 + k * WARP * V : from);
+        }
 #pragma unroll
         for (int k = 0; k < BATCH; k++)
             if (j0 + k * WARP * V < width) put_pack(packs[k], keep, to + j0 + k * WARP * V);

@@ -197,12 +197,23 @@ static bool read_settings(Adapter *a, Error *e) {
     return true;
 }
 
+/* A run or a checkpoint in the place of its adapter is told where that is. */
+static bool open_weights(Adapter *a, Error *e) {
+    if (weights_open(&a->weights, a->path, e)) return true;
+    bool around = inspect_is_run(a->path) || inspect_is_checkpoint(a->path);
+    if (!around || !inspect_has(a->path, "adapter")) return false;
+    return error_set(e, EXIT_USER,
+                     "%.300s: expected an adapter's folder or file, and this is the folder of a "
+                     "run or checkpoint around one: give %.300s/adapter.",
+                     a->path, a->path);
+}
+
 Adapter *adapter_open(const char *path, Error *e) {
     Adapter *a = xcalloc(1, sizeof *a);
     a->path = xstrdup(path);
     a->prefix = "";
-    bool ok = weights_open(&a->weights, path, e) && weights_verify(&a->weights, e) &&
-              verify_folder(a, e) && open_settings(a, e);
+    bool ok = open_weights(a, e) && weights_verify(&a->weights, e) && verify_folder(a, e) &&
+              open_settings(a, e);
     for (size_t i = 0; ok && i < a->weights.n_tensors; i++)
         ok = read_name(a, &a->weights.tensors[i], e);
     for (int i = 0; ok && i < a->n_entries; i++) ok = check_entry(a, &a->entries[i], e);

@@ -65,11 +65,34 @@ static const char *key_by_last_name(const char *path) {
     return NULL;
 }
 
+/* Whether `got` is the first letters of the words of a name, as "lr" of "learning_rate". */
+static bool is_initials(const char *got, const char *name) {
+    for (; *got && *got == *name; got++) {
+        name += strcspn(name, "_");
+        if (!*name) return !got[1];
+        name++;
+    }
+    return false;
+}
+
+/* The first key whose last name has these initials, of two letters at least; NULL: none. */
+static const char *key_by_initials(const char *path) {
+    const char *last = strrchr(path, '.');
+    last = last ? last + 1 : path;
+    for (int i = 0; i < CONFIG_KEYS; i++) {
+        const char *dot = strrchr(CONFIG_TABLE[i].path, '.');
+        if (dot && *last && last[1] && is_initials(last, dot + 1)) return CONFIG_TABLE[i].path;
+    }
+    return NULL;
+}
+
 /* The known key or section that an unknown path stands for, or NULL. */
 static const char *suggest(const char *path) {
     const char *names[CONFIG_KEYS + CONFIG_SECTIONS];
     for (int i = 0; i < CONFIG_KEYS; i++) names[i] = CONFIG_TABLE[i].path;
     for (int i = 0; i < CONFIG_SECTIONS; i++) names[CONFIG_KEYS + i] = CONFIG_SECTION_TABLE[i].name;
+    const char *initials = key_by_initials(path);
+    if (initials) return initials;
     const char *near = nearest_name(path, names, COUNT(names)), *same = key_by_last_name(path);
     bool sectionless = !strchr(path, '.'); /* other trainers' flat "rank": the section is missing */
     return same && (sectionless || !near) ? same : near;
@@ -130,11 +153,22 @@ static yaml_mark_t mark_at(const char *text, size_t offset) {
     return mark;
 }
 
+/* Whether a tab indents the line of the mark. */
+static bool tab_before(const char *text, yaml_mark_t mark) {
+    for (size_t line = 0; line < mark.line; line++) {
+        text += strcspn(text, "\n");
+        text += *text == '\n';
+    }
+    return text[strspn(text, " ")] == '\t';
+}
+
 static bool complain_syntax(Reader *r) {
     const yaml_parser_t *p = &r->parser;
     bool unreadable = p->error == YAML_READER_ERROR; /* then problem_mark is not set */
-    char *text = xprintf("not YAML: %s", p->problem);
-    complain_at(r, unreadable ? mark_at(r->text, p->problem_offset) : p->problem_mark, "", text);
+    yaml_mark_t mark = unreadable ? mark_at(r->text, p->problem_offset) : p->problem_mark;
+    bool tab = !unreadable && tab_before(r->text, mark);
+    char *text = xprintf("not YAML: %s", tab ? "a tab; indent with blanks" : p->problem);
+    complain_at(r, mark, "", text);
     free(text);
     return false;
 }
@@ -324,6 +358,7 @@ static bool read_checked(Reader *r, size_t bytes) {
 bool config_read_text(Config *c, const char *text, size_t bytes, const char *name, Error *e) {
     if (bytes > FILE_BYTES)
         return complain(e, name, "", "larger than 1 MiB; a config is some dozens of lines");
+    if (bytes >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) text += 3, bytes -= 3; /* byte order mark */
     char *copy = xcalloc(bytes + 1, 1);
     memcpy(copy, text, bytes);
     Reader r = {.config = c, .text = copy, .name = name, .error = e};

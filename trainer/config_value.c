@@ -373,7 +373,7 @@ char *key_expected(const Key *key) {
         fputs("auto, cpu, cuda or cuda:N", out);
         break;
     case KEY_STRINGS:
-        fputs("a list in brackets, such as [to_q, to_k]", out);
+        fputs("a list of names in brackets, such as [to_q, to_k]", out);
         break;
     case KEY_INT:
         fputs("a whole number", out);

@@ -4,6 +4,7 @@
 
 #include "trainer/model.h"
 #include "trainer/progress.h"
+#include "trainer/stop.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -107,6 +108,7 @@ static bool merge(Merge *m, size_t item, Error *e) {
 
 static bool fill(void *context, size_t item, size_t offset, size_t bytes, void *buffer, Error *e) {
     Merge *m = context;
+    if (stop_asked()) return error_set(e, EXIT_STOPPED, "stopped before the model was written");
     const SafetensorsTensor *t = &m->base.tensors[item];
     DType type = m->items[item].dtype;
     size_t size = dtype_size(type);
@@ -188,6 +190,7 @@ static bool save(Merge *m, const char *out, const char *config, size_t shard_byt
                             .digest = true,
                             .fill = fill,
                             .context = m};
+    stop_catch(); /* what is half written is then removed */
     m->stream = BACKEND_CPU.stream_open();
     m->progress = progress_open(m->adapter ? "merging" : "exporting", "tensors", 0,
                                 (double)m->base.n_tensors);

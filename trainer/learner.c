@@ -187,6 +187,15 @@ LearnerBytes learner_bytes(const Learner *l) {
     return b;
 }
 
+int64_t learner_forward_bytes(Model *m, const Config *c, const int64_t fhw[3]) {
+    int64_t text = m->dit->config.text_length;
+    Pack one = {1, (const int64_t(*)[3])fhw, &text};
+    Learner *l = learner_try(m, c, &one, 1, false, INT64_MAX);
+    LearnerBytes b = learner_bytes(l);
+    learner_close(l);
+    return b.total - b.resident;
+}
+
 int64_t learner_on_host(const Learner *l) {
     LearnerBytes b = learner_bytes(l);
     return b.host + (one_memory(l->model) ? b.total : 0);

@@ -47,6 +47,9 @@ Learner *learner_plan(Model *m, const Config *c, const Pack *packs, int n_packs,
 /* The same without an end: what is planned may need more than there is. */
 Learner *learner_try(Model *m, const Config *c, const Pack *packs, int n_packs, bool trains,
                      int64_t available);
+/* Of a plan for one sample of that size, the prediction alone: what it takes of the device beside
+ * the parameters. */
+int64_t learner_forward_bytes(Model *m, const Config *c, const int64_t fhw[3]);
 /* Allocates, binds and seals. poison: see Run. */
 void learner_bind(Learner *l, bool poison);
 void learner_close(Learner *l);

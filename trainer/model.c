@@ -435,8 +435,9 @@ Model *model_open_sampling(const Config *c) {
 }
 
 int64_t model_available(const Model *m, const Config *c) {
-    int64_t now = device_available(c);
-    return c->memory.budget ? now : now + params_device_bytes(m->params);
+    int64_t now = device_available(c), resident = params_device_bytes(m->params);
+    int64_t beside = MAX(0, (int64_t)m->memory.bytes - resident);
+    return c->memory.budget ? now - beside : now + resident;
 }
 
 void model_close(Model *m) {

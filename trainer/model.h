@@ -47,8 +47,8 @@ Model *model_open_sampling(const Config *c);
 /* What the config's method asks for. */
 Training model_training(const Config *c);
 void model_close(Model *m);
-/* What plans of this model may use: memory.budget, or what is free now and what it rests in itself,
- * less the context. */
+/* What plans of this model may use, its own parameters included: what is free now, or what nothing
+ * else of it takes yet of memory.budget, less the context. */
 int64_t model_available(const Model *m, const Config *c);
 
 /* The transformer's own folder under model.path: model.path/transformer, or model.path itself. The

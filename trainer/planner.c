@@ -11,7 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *planned_home(const Model *m, bool trained) {
+/* Where the frozen or the trained parameters of a planned model rest, and what its steps save; as
+ * in MemoryChoice. */
+static const char *planned_home(const Model *m, bool trained) {
     static const char *const NAMES[] = {[HOME_DEVICE] = "device",
                                         [HOME_HOST] = "host",
                                         [HOME_RANKS] = "ranks",
@@ -23,7 +25,7 @@ const char *planned_home(const Model *m, bool trained) {
     return "none";
 }
 
-const char *planned_activations(const Learner *l) {
+static const char *planned_activations(const Learner *l) {
     return l->shaped[0].plan->host_bytes ? "host" : "device";
 }
 
@@ -42,24 +44,17 @@ static int places(PlaceChoice set, bool open, PlaceChoice more, PlaceChoice out[
     return n;
 }
 
-/* Of a plan for one sample of that size, forward only. */
-static int64_t forward_bytes(Model *m, const Config *c, const int64_t fhw[3]) {
-    int64_t text = m->dit->config.text_length;
-    Pack one = {1, (const int64_t(*)[3])fhw, &text};
-    Learner *l = learner_try(m, c, &one, 1, false, INT64_MAX);
-    LearnerBytes b = learner_bytes(l);
-    learner_close(l);
-    return b.total - b.resident;
+/* Of the plan for held-out losses, which lies beside the training one. */
+static int64_t holdout_bytes(Model *m, const Config *c, const Pack *pack) {
+    bool any = c->data.holdout && c->train.validate_every;
+    return any ? learner_forward_bytes(m, c, pack->fhw[0]) : 0;
 }
 
-/* Of the plans for held-out losses and for previews, which lie beside the training one. */
-static int64_t holdout_bytes(Model *m, const Config *c, const Pack *pack) {
+/* Of that for previews. */
+static int64_t sampler_bytes(Model *m, const Config *c) {
     ClipSize z;
-    int64_t bytes = 0;
-    if (c->data.holdout && c->train.validate_every) bytes += forward_bytes(m, c, pack->fhw[0]);
-    if (previews_size(c, &m->dit->config, &z))
-        bytes += forward_bytes(m, c, (const int64_t[]){z.f, z.h, z.w});
-    return bytes;
+    bool any = previews_size(c, &m->dit->config, &z);
+    return any ? learner_forward_bytes(m, c, (const int64_t[]){z.f, z.h, z.w}) : 0;
 }
 
 static bool moves_ahead(const Plan *p) {
@@ -86,10 +81,12 @@ static MemoryChoice try_one(const Config *c, MemoryChoice m, Training training, 
     Model *model = model_open(&trial, training, MODEL_SHAPES, foreign);
     NativePack native = native_pack(&trial, &model->dit->config);
     int ranks = limits->host_ranks;
-    m.holdout_bytes = holdout_bytes(model, &trial, &native.pack);
+    int64_t holdout = holdout_bytes(model, &trial, &native.pack);
+    int64_t sampler = sampler_bytes(model, &trial), decoder = limits->decoder_bytes;
+    m.holdout_bytes = holdout + MAX(sampler, decoder);
     m.host = host_needs(&trial, model, &native.pack, true);
     int64_t beside = host_needs_together(&trial, model, &native.pack, ranks) +
-                     (limits->one_memory ? ranks * m.holdout_bytes : 0);
+                     (limits->one_memory ? m.holdout_bytes + (ranks - 1) * (holdout + sampler) : 0);
     m.host_left = model->host_limit = (limits->host_limit - beside) / ranks;
     Learner *l = learner_try(model, &trial, &native.pack, 1, true, available - m.holdout_bytes);
     m.recompute = l->recompute;
@@ -225,6 +222,9 @@ Planning planner_try(const Config *c, Training training, const Profile *profile,
                   .host_limit = profile->host_bytes ? profile->host_bytes : host_free_bytes(),
                   .host_ranks = profile_host_ranks(profile, (int)c->plan.world),
                   .one_memory = !foreign};
+    Model *shapes = model_open(c, training, MODEL_SHAPES, foreign);
+    p.decoder_bytes = previews_decode_bytes(c, &shapes->dit->config, foreign);
+    model_close(shapes);
     if (p.one_memory) p.host_limit -= p.host_ranks * profile->context_bytes;
     for (int i = 0; i < n && !(p.n && is_best(&p.tried[0])); i++)
         if (!p.n || !is_slower(&list[i], &p.tried[p.n - 1]))
@@ -261,10 +261,13 @@ NORETURN static void refuse(const Config *c, const Planning *p, int64_t availabl
                                  "are free",
                                  (double)else_->host_together / gib, host_free)
                        : xstrdup("");
+    char *others = m->holdout_bytes ? xprintf(", %.3f GiB of it for previews and held-out losses",
+                                              (double)m->holdout_bytes / gib)
+                                    : xstrdup("");
     char *least = xprintf(
-        "the least possible is %.3f GiB, with %s%s%sthe optimizer at %s, activations at %s and "
+        "the least possible is %.3f GiB%s, with %s%s%sthe optimizer at %s, activations at %s and "
         "%s%s. Fewer frames, a smaller size, batch or rank need less",
-        (double)(most - available + m->bytes.total) / gib, frozen ? "base weights at " : "",
+        (double)(most - available + m->bytes.total) / gib, others, frozen ? "base weights at " : "",
         frozen ? m->base_home : "", frozen ? ", " : "", m->optimizer_home, m->activations_home,
         m->recompute == MEMORY_RECOMPUTE_BLOCK       ? "every block recomputed"
         : m->recompute == MEMORY_RECOMPUTE_SELECTIVE ? "blocks recomputed but for attention"

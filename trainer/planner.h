@@ -31,12 +31,14 @@ typedef struct {
 typedef struct {
     MemoryChoice *tried; /* [n] */
     int n;
-    int chosen;               /* the fastest that fits; else the smallest that the host can hold */
+    int chosen;               /* the fastest that fits, of those within 0.5 % the one that takes
+                               * least of the host; else the smallest that the host can hold */
     int next;                 /* the fastest of the others that fit; -1: none */
     double unlimited_seconds; /* the fastest of all, were there no limit */
     int64_t host_limit;       /* bytes of host memory that there are, for all ranks there */
     int host_ranks;           /* that share it */
     bool one_memory;          /* a CPU's: what its device holds is in the host's, too */
+    int64_t decoder_bytes;    /* of previews, once they are sampled, on rank 0 */
 } Planning;
 
 /* Tries them on models without memory; `foreign` as for model_open. */
@@ -54,8 +56,3 @@ void planner_decide(Config *c, Training training, Comm *ranks);
 /* The same for a device with these figures, which has so much. */
 void planner_choose(Config *c, Training training, Comm *ranks, const Profile *mine,
                     int64_t available);
-
-/* Where the frozen or the trained parameters of a planned model rest, and what its steps save; as
- * in MemoryChoice. */
-const char *planned_home(const Model *m, bool trained);
-const char *planned_activations(const Learner *l);

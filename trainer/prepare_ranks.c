@@ -128,26 +128,39 @@ static bool first_to_fail(const Prepare *p) {
     return p->all[p->rank].state == RANK_FAILED;
 }
 
+/* Whether every rank said so; *me: whether this one is the first that did not. */
+static bool all_good(const Prepare *p, Comm *comm, bool good, bool *me) {
+    int64_t mine = good, *all = xcalloc((size_t)p->ranks, sizeof *all);
+    int first = 0;
+    comm->all_gather(comm, NULL, DT_I64, 1, &mine, all);
+    while (first < p->ranks && all[first]) first++;
+    free(all);
+    *me = first == p->rank;
+    return first == p->ranks;
+}
+
 /* Makes what was done durable on every rank; others may be computing still, so that their memory
  * must stay. */
 NORETURN static void end_early(Prepare *p, Comm *comm, RankState state, const Error *failure) {
-    Error e = {0};
-    int64_t unused = 0, *all = xcalloc((size_t)p->ranks, sizeof *all);
+    Error e = {0}, late;
+    bool speaks;
     pthread_mutex_lock(&p->lock); /* for good: nobody may change the cache after this */
     const char *clear = isatty(STDERR_FILENO) && !p->rank ? "\r\033[K" : "";
-    bool ok = !p->cache || prepare_durable(p, &e);
-    comm->all_gather(comm, NULL, DT_I64, 1, &unused, all); /* now every part is whole */
-    if (ok && p->cache && !p->rank && p->ranks > 1) ok = cache_adopt(p->cache, &e);
+    bool mine = !p->cache || prepare_durable(p, &e);
+    bool ok = all_good(p, comm, mine, &speaks); /* now every part is whole */
+    if (!p->rank && p->cache && p->ranks > 1 && !cache_adopt(p->cache, mine ? &e : &late))
+        ok = false, speaks = true;
     if (first_to_fail(p)) fprintf(stderr, "%scogsmith: %s\n", clear, failure->text);
     if (state == RANK_STOPPED && ok && !p->rank)
         fprintf(stderr,
                 "%scogsmith: stopped; what was done is in the cache: run the same again to "
                 "go on\n",
                 clear);
-    if (!ok) fprintf(stderr, "%scogsmith: %s\n", clear, e.text);
     int code = EXIT_STOPPED;
     for (int r = p->ranks - 1; r >= 0; r--)
         if (p->all[r].state == RANK_FAILED) code = (int)p->all[r].exit_code;
+    /* Where the disk was full for one rank, it is for all. */
+    if (speaks && code != EXIT_WORLD) fprintf(stderr, "%scogsmith: %s\n", clear, e.text);
     fflush(stdout);
     comm_close(comm);
     _exit(ok || state == RANK_FAILED ? code : EXIT_WORLD);

@@ -36,6 +36,7 @@ static void format_seconds(double seconds, char *text, size_t size) {
 static int format_rate(const Progress *p, double seconds, char *text, size_t size) {
     double n = p->done - p->begun;
     if (n <= 0 || seconds <= 0) return 0;
+    if (n >= 1000 * seconds) return snprintf(text, size, ", %.0f %s/s", n / seconds, p->unit);
     if (n >= seconds) return snprintf(text, size, ", %.3g %s/s", n / seconds, p->unit);
     return snprintf(text, size, ", %.3g s each", seconds / n);
 }

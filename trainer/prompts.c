@@ -48,7 +48,10 @@ StringList prompts_read(const Config *c) {
     const SampleConfig *s = &c->sample;
     StringList p = {0};
     if (s->prompts && s->prompt)
-        config_die(c, "sample.prompts", "goes without sample.prompt; give one of them");
+        config_die(c, "sample.prompts",
+                   "goes without sample.prompt, which is given, too (%s); sample.prompt= on the "
+                   "command line takes it away",
+                   config_place(c, "sample.prompt"));
     if (s->prompts)
         read_lines(&p, s->prompts);
     else if (s->prompt)

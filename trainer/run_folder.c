@@ -192,6 +192,11 @@ char *run_folder_resume(const RunFolder *r, const Config *c, int world, Position
                        r->path);
     } else {
         found = xstrdup(resume);
+        if (!exists(found, "manifest.json"))
+            config_die(c, "train.resume",
+                       "%.300s: expected a checkpoint's folder, such as %.300s/checkpoints/"
+                       "step-000500",
+                       found, r->path);
         if (!checkpoint_verify(found, at, &e)) config_die(c, "train.resume", "%s", e.text);
     }
     if (found) expect_same_run(c, found, at, world);

@@ -98,6 +98,7 @@ static void open_work(Train *t) {
         LearnerBytes b = learner_bytes(t->holdout.learner);
         available -= b.total - b.resident;
     }
+    available -= previews_bytes(t->model, c);
     t->learner = learner_plan(t->model, c, &pack, 1, true, available);
     learner_bind(t->learner, false);
     memory_seal(&t->model->memory, false);

@@ -75,6 +75,10 @@ void previews_close(Previews *p);
 bool previews_size(const Config *c, const DitConfig *model, ClipSize *size);
 /* What they will take of the host's memory, on rank 0 or another. */
 int64_t previews_host_bytes(const Config *c, const DitConfig *model, bool first);
+/* What their decoder takes of the device at least, foreign as for model_open; 0: there are none. */
+int64_t previews_decode_bytes(const Config *c, const DitConfig *model, bool foreign);
+/* What they take of the device beside the training. Every rank must call it. */
+int64_t previews_bytes(Model *m, const Config *c);
 /* Ends the program where there is no memory for them beside the training. Every rank must call it.
  */
 void previews_check(const Train *t);

@@ -2,6 +2,7 @@
 #define _XOPEN_SOURCE 700
 #include "data/video_write.h"
 #include "data/whole.h"
+#include "trainer/folder.h"
 #include "trainer/latents.h"
 #include "trainer/prompts.h"
 #include "trainer/sample_input.h"
@@ -84,6 +85,31 @@ int64_t previews_host_bytes(const Config *c, const DitConfig *model, bool first)
     int64_t decoded = 2 * pixels + latents; /* planes and frames */
     if (!first) return (held + sampler) * (int64_t)sizeof(float);
     return (held + MAX(sampler, decoded)) * (int64_t)sizeof(float) + pixels;
+}
+
+int64_t previews_decode_bytes(const Config *c, const DitConfig *model, bool foreign) {
+    ClipSize z;
+    VaeModel vae = VAE_PUBLISHED;
+    char *folder;
+    Error e;
+    if (!previews_size(c, model, &z)) return 0;
+    if (component_folder(c->model.path, "vae", "config.json", &folder, &e)) {
+        char *path = xprintf("%s/config.json", folder);
+        if (!vae_model_read(&vae, path, &e)) die_error(&e);
+        free(path);
+        free(folder);
+    }
+    Device device = foreign ? (Device){cuda_table(), DT_BF16} : (Device){&BACKEND_CPU, DT_REAL};
+    VaeTiling tiling = config_tiling(c);
+    return vae_least_bytes(&vae, device, VAE_DECODER, z.f - z.padding, z.h, z.w, &tiling);
+}
+
+int64_t previews_bytes(Model *m, const Config *c) {
+    const DitConfig *model = &m->dit->config;
+    ClipSize z;
+    if (!previews_size(c, model, &z)) return 0;
+    int64_t sampler = learner_forward_bytes(m, c, (const int64_t[]){z.f, z.h, z.w});
+    return MAX(sampler, previews_decode_bytes(c, model, m->memory.k != &BACKEND_CPU));
 }
 
 static void fix_size(Previews *p, const Config *c, const Samples *s) {

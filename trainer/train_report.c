@@ -60,10 +60,11 @@ void report_start(const Train *t, bool resumed) {
             (long long)w->want.frames, (long long)w->want.height, (long long)w->want.width,
             s->n_holdout, w->dataset.layout);
     fprintf(stderr,
-            "steps     %lld of %lld samples (batch %lld, accumulate %lld, %d ranks): %.3g "
+            "steps     %lld of %lld samples (batch %lld, accumulate %lld, %d rank%s): %.4g "
             "epochs\n",
             (long long)c->train.steps, (long long)t->at.global_batch, (long long)c->train.batch,
             (long long)c->train.accumulate, t->model->comm->size,
+            t->model->comm->size == 1 ? "" : "s",
             (double)c->train.steps * (double)t->at.global_batch / s->n_train);
     fprintf(stderr,
             "memory    %.3f GiB on the device at the peak (%s), %.3f GiB on the host, %.3f "
@@ -72,8 +73,9 @@ void report_start(const Train *t, bool resumed) {
             (double)learner_bytes(t->learner).host / (1 << 30),
             (double)saver_needs(t->model, true) / (1 << 30));
     fprintf(stderr, "time      about %s: %.3g s a step, predicted\n", time, step);
-    fprintf(stderr, "out       %s%s\n", t->run.path,
-            resumed ? xprintf(", going on after step %lld", (long long)t->at.step) : "");
+    fprintf(stderr, "out       %s", t->run.path);
+    if (resumed) fprintf(stderr, ", going on after step %lld", (long long)t->at.step);
+    fputc('\n', stderr);
     free(what);
     free(time);
 }

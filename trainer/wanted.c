@@ -17,7 +17,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-void wanted_note(WantedNotes *notes, const char *format, ...) {
+static void note(WantedNotes *notes, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void note(WantedNotes *notes, const char *format, ...) {
     char text[2000];
     va_list args;
     va_start(args, format);
@@ -99,10 +101,10 @@ static void read_sizes(Wanted *w, const Config *c) {
     memcpy(w->latent, latent, sizeof latent);
     int64_t unit = w->model.temporal_patch ? 16 : 8;
     if ((w->want.frames - 1) % unit)
-        wanted_note(&w->warnings,
-                    "data.frames=%lld: the published model was trained on clips of %lld n + 1 "
-                    "frames.",
-                    (long long)w->want.frames, (long long)unit);
+        note(&w->warnings,
+             "data.frames=%lld: the published model was trained on clips of %lld n + 1 "
+             "frames.",
+             (long long)w->want.frames, (long long)unit);
 }
 
 static bool share_keys(Wanted *w, const Config *c, WantedShared *shared, Error *e) {
@@ -218,15 +220,15 @@ static void survey(Survey *s) {
 
 static void warn_of(Wanted *w, const DatasetItem *item, const VideoInfo *info) {
     if (info->hdr)
-        wanted_note(&w->warnings,
-                    "%s: is HDR (PQ or HLG), which is read as if it were not: it will look flat. "
-                    "Convert it first.",
-                    item->video);
+        note(&w->warnings,
+             "%s: is HDR (PQ or HLG), which is read as if it were not: it will look flat. "
+             "Convert it first.",
+             item->video);
     if (info->fps < w->want.fps * 0.99)
-        wanted_note(&w->warnings,
-                    "%s: has %.4g frames a second, fewer than the %g that are taken: some come "
-                    "twice. A smaller data.fps avoids it.",
-                    item->video, info->fps, w->want.fps);
+        note(&w->warnings,
+             "%s: has %.4g frames a second, fewer than the %g that are taken: some come "
+             "twice. A smaller data.fps avoids it.",
+             item->video, info->fps, w->want.fps);
 }
 
 static void add_samples(Wanted *w, const WantedShared *shared, int item, const Look *look) {
@@ -251,8 +253,7 @@ static void add_samples(Wanted *w, const WantedShared *shared, int item, const L
 /* Every clip becomes samples, a note, or the error. */
 static bool use_looks(Wanted *w, const Config *c, const WantedShared *shared, const Look *looks,
                       Error *e) {
-    for (size_t i = 0; i < w->dataset.n_problems; i++)
-        wanted_note(&w->bad, "%s", w->dataset.problems[i]);
+    for (size_t i = 0; i < w->dataset.n_problems; i++) note(&w->bad, "%s", w->dataset.problems[i]);
     for (size_t i = 0; i < w->dataset.n_items; i++) {
         const Look *look = &looks[i];
         if (!look->why)
@@ -262,7 +263,7 @@ static bool use_looks(Wanted *w, const Config *c, const WantedShared *shared, co
                 e, look->exit_code, "%.1000s%s", look->why,
                 look->exit_code == EXIT_DATA ? " Mend or remove it, or say data.on_bad=skip." : "");
         else
-            wanted_note(&w->bad, "%s", look->why);
+            note(&w->bad, "%s", look->why);
     }
     if (w->n_samples) return true;
     return error_set(e, EXIT_DATA, "%.300s: no clip of it can be used. The first: %.600s",
@@ -350,7 +351,7 @@ void wanted_leave_out_bad(Wanted *w, const Config *c) {
     for (int i = 0; i < w->n_samples; i++) {
         WantedSample *s = &w->samples[i];
         if (c->data.on_bad == ON_BAD_SKIP && s->bad) {
-            wanted_note(&w->bad, "%s", s->bad);
+            note(&w->bad, "%s", s->bad);
             free(s->bad);
         } else
             w->samples[kept++] = *s;

@@ -90,5 +90,3 @@ void wanted_leave_out_bad(Wanted *w, const Config *c);
 /* Whether the cache has all values of a sample; of all samples, and the empty caption's. */
 bool wanted_has(const Wanted *w, const WantedSample *s);
 bool wanted_complete(const Wanted *w);
-
-void wanted_note(WantedNotes *notes, const char *format, ...) __attribute__((format(printf, 2, 3)));

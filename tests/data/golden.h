@@ -2,6 +2,7 @@
 #pragma once
 
 #include "data/json.h"
+#include "data/safetensors.h"
 #include "tests/data/scratch.h"
 
 /* The path of tests/golden/NAME: beside the project when it is there, else in the project. */
@@ -10,6 +11,16 @@ static inline char *golden_find(const char *name) {
     if (!access(path, F_OK)) return path;
     free(path);
     return xprintf("tests/golden/%s", name);
+}
+
+/* A file of tensors there, opened. */
+static inline Safetensors golden_file(const char *name) {
+    char *path = golden_find(name);
+    Safetensors s;
+    Error e;
+    CHECK(safetensors_open(&s, path, &e), "%s", e.text);
+    free(path);
+    return s;
 }
 
 /* Calls `each` for every line of a file of JSON objects; returns how many there were. */

@@ -22,15 +22,6 @@ static const float *golden_floats(const Safetensors *s, const char *name, int64_
     return t->data;
 }
 
-static Safetensors open_file(const char *name) {
-    char *path = golden_find(name);
-    Safetensors s;
-    Error e;
-    if (!safetensors_open(&s, path, &e)) fail_msg("%s", e.text);
-    free(path);
-    return s;
-}
-
 static void expect_near(const char *what, const float *got, const float *want, int64_t n,
                         double max_bound, double rms_bound) {
     double most = 0, sum = 0, largest = 0, squares = 0;
@@ -51,8 +42,8 @@ static void expect_near(const char *what, const float *got, const float *want, i
 static void text_is_embedded_as_published(void **state) {
     (void)state;
     enum { N = 2, L = 226, WIDTH = 48, ALL = N * L * WIDTH };
-    Safetensors ids = open_file("t5/ids.safetensors");
-    Safetensors want = open_file("t5/embeddings.safetensors");
+    Safetensors ids = golden_file("t5/ids.safetensors");
+    Safetensors want = golden_file("t5/embeddings.safetensors");
     char *folder = golden_find("t5/text_encoder");
     Error e;
     T5 *t = t5_open(folder, guarded(&BACKEND_SHIM), &e);
@@ -77,7 +68,7 @@ static const double BF16_MOST = 0.07, BF16_RMS = 0.01;
 /* One file of the golden data, there or back. */
 static void check_video(VaeHalfName half, const char *name, DType compute, double max_bound,
                         double rms_bound) {
-    Safetensors s = open_file(name);
+    Safetensors s = golden_file(name);
     const SafetensorsTensor *in = safetensors_find(&s, half == VAE_ENCODER ? "video" : "z");
     char *folder = golden_find("vae");
     Error e;

@@ -2,27 +2,13 @@
  * that names the file and the line. The clips here hold a word: nothing opens them. */
 #define _GNU_SOURCE
 #include "data/dataset.h"
-#include "tests/data/scratch.h"
+#include "tests/data/folder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <sys/stat.h>
 
 #include <cmocka.h>
-
-static char *folder; /* of the running test */
-
-static int set_up(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int tear_down(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
 
 /* Writes a file below the folder, and the folders on its way. */
 static void put_bytes(const char *name, const void *bytes, size_t n) {
@@ -153,9 +139,12 @@ static void test_csv(void **state) {
                         "7,clips/1.mp4,\"a \"\"quoted\"\" word, a comma\r\nand a line\"\r\n"
                         "\r\n"
                         "8,2.mp4, plain \r\n");
-    EXPECT("", "metadata.csv",
-           "clips/1.mp4||a \"quoted\" word, a comma\r\nand a line|metadata.csv:2",
-           "2.mp4||plain|metadata.csv:5");
+    static const char *const ITEMS[] = {
+        "clips/1.mp4||a \"quoted\" word, a comma\r\nand a line|metadata.csv:2",
+        "2.mp4||plain|metadata.csv:5", NULL};
+    expect_items("", "metadata.csv with file_name and a caption; 2 items.", ITEMS);
+    PUT_CLIPS("3.mp4", "other.mov");
+    expect_items("", "; 2 items; clips beside them that are not named: 2.", ITEMS);
 }
 
 static void test_json(void **state) {
@@ -258,14 +247,19 @@ static void test_list_errors(void **state) {
     put("videos.txt", "");
     expect_error("videos.txt", "the list is empty");
     put("videos.txt", "v/1.mp4\nv/3.mp4\n");
-    expect_error("prompts.txt:2", "v/3.mp4 cannot be read: No such file");
+    expect_error("videos.txt:2", "v/3.mp4 cannot be read: No such file");
     put("videos.txt", "v/1.mp4\nv\n");
-    expect_error("prompts.txt:2", "v is not a file");
+    expect_error("videos.txt:2", "v is not a file");
     put("videos.txt", "v/1.mp4\n\nv/2.mp4\n");
     expect_error("videos.txt:2", "a blank line");
     put("videos.txt", "v/1.mp4\nv/2.mp4\n");
     put("images.txt", "v/1.mp4\n");
     expect_error("images.txt:2", "images.txt has 1 lines");
+    put("images.txt", "v/1.mp4\nv/1.png\n");
+    expect_error("images.txt:2", "v/1.png cannot be read");
+    put("prompts.txt", "one\n\xff\n");
+    put("images.txt", "v/1.mp4\nv/1.mp4\n");
+    expect_error("prompts.txt:2", "not UTF-8");
     remove_file("images.txt");
     remove_file("prompts.txt");
     expect_error("videos.txt", "there is no prompts.txt");
@@ -281,7 +275,7 @@ static void test_paths_that_leave(void **state) {
     folder = xprintf("%s/set", top);
     for (size_t i = 0; i < COUNT(OUTSIDE); i++) {
         put("videos.txt", OUTSIDE[i]);
-        expect_error("prompts.txt:1", "leaves the dataset's folder");
+        expect_error("videos.txt:1", "leaves the dataset's folder");
     }
     assert_int_equal(symlink("../a.mp4", outside), 0);
     put("videos.txt", "v/../link.mp4");
@@ -393,7 +387,7 @@ static void test_permissions(void **state) {
     free(text);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, enter, leave)
 
 int main(void) {
     const struct CMUnitTest tests[] = {

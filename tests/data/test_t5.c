@@ -27,15 +27,6 @@ static T5 *open_golden(void) {
     return t;
 }
 
-static Safetensors golden_file(const char *name) {
-    char *path = golden_find(name);
-    Safetensors s;
-    Error e;
-    if (!safetensors_open(&s, path, &e)) fail_msg("%s", e.text);
-    free(path);
-    return s;
-}
-
 static const void *golden_data(const Safetensors *s, const char *name, DType type, size_t count) {
     const SafetensorsTensor *t = safetensors_find(s, name);
     if (!t || t->dtype != type || t->bytes != count * dtype_size(type))

@@ -29,15 +29,6 @@ static Array array_of(const Safetensors *s, const char *name) {
     return a;
 }
 
-static Safetensors open_file(const char *name) {
-    char *path = golden_find(name);
-    Safetensors s;
-    Error e;
-    if (!safetensors_open(&s, path, &e)) fail_msg("%s", e.text);
-    free(path);
-    return s;
-}
-
 /* The project's own copy leaves files out; beside the project they all are. */
 static bool left_out(const char *name) {
     char *path = golden_find(name);
@@ -86,7 +77,7 @@ static void expect_near(const char *what, const float *got, const float *want, i
  */
 
 static void check_case(Vae *v, const char *name, VaeHalfName half, const VaeTiling *tiling) {
-    Safetensors s = open_file(name);
+    Safetensors s = golden_file(name);
     Array in = array_of(&s, half == VAE_ENCODER ? "video" : "z");
     Array want = array_of(&s, half == VAE_ENCODER ? "moments" : "frames");
     VaeJob *j = open_job(v, half, &in, tiling);
@@ -144,7 +135,7 @@ static void tiles_are_blended_as_published(void **state) {
 }
 
 static void the_posterior_is_as_published(void **state) {
-    Safetensors s = open_file("vae/posterior.safetensors");
+    Safetensors s = golden_file("vae/posterior.safetensors");
     Array moments = array_of(&s, "moments"), mean = array_of(&s, "mean");
     Array deviation = array_of(&s, "std"), noise = array_of(&s, "noise");
     Array sample = array_of(&s, "sample");
@@ -221,7 +212,7 @@ static void check_stage(const Vae *v, Run *run, const Graph *g, const char *half
 
 static void check_stages(Vae *v, VaeHalfName half, const char *file) {
     const char *name = half == VAE_ENCODER ? "encoder" : "decoder";
-    Safetensors s = open_file(file);
+    Safetensors s = golden_file(file);
     Array in = array_of(&s, half == VAE_ENCODER ? "video" : "z");
     Graph *g = graph_open(DT_REAL, v->net->params);
     VaeGraph io = vae_record(v->net, half, g, v->memory.k, in.dim[2], in.dim[3], in.dim[4]);

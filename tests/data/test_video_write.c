@@ -15,11 +15,9 @@
 
 #include "data/lanczos.h"
 #include "data/video_write.h"
-#include "tests/data/scratch.h"
+#include "tests/data/folder.h"
 
 enum { FRAMES = 9, HEIGHT = 64, WIDTH = 96, BYTES = FRAMES * HEIGHT * WIDTH * 3 };
-
-static char *folder;
 
 static char *path_of(const char *name) { return xprintf("%s/%s", folder, name); }
 
@@ -206,20 +204,8 @@ static void lanczos_is_pillows(void **state) {
     assert_memory_equal(out, in, sizeof in);
 }
 
-static int setup(void **state) {
-    (void)state;
-    folder = scratch_make();
-    signal(SIGXFSZ, SIG_IGN);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
-
 int main(void) {
+    signal(SIGXFSZ, SIG_IGN);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(videos_hold_their_frames),
         cmocka_unit_test(videos_say_what_they_are),
@@ -229,5 +215,5 @@ int main(void) {
         cmocka_unit_test(failures_leave_nothing),
         cmocka_unit_test(lanczos_is_pillows),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, enter, leave);
 }

@@ -101,11 +101,19 @@ static inline void assert_parts(const char *text, const char *const *parts) {
         if (!strstr(text, parts[i])) fail_msg("expected '%s' in: %s", parts[i], text);
 }
 
+/* What was said, but for how far the look at the clips is, which a slow machine shows. */
+static inline const char *complaint_of(const Run *r) {
+    const char *at = r->err;
+    while (!strncmp(at, "looking at: ", strlen("looking at: "))) at = strchr(at, '\n') + 1;
+    return at;
+}
+
 /* The run ended with `code`, one line of complaint that holds all parts, and nothing on stdout. */
 static inline void assert_refused(const Run *r, int code, const char *const *parts) {
+    const char *said = complaint_of(r);
     if (r->code != code) fail_msg("expected exit code %d, got %d: %s", code, r->code, r->err);
-    assert_parts(r->err, parts);
-    if (strncmp(r->err, "cogsmith: ", 10) || strchr(r->err, '\n') != r->err + strlen(r->err) - 1)
+    assert_parts(said, parts);
+    if (strncmp(said, "cogsmith: ", 10) || strchr(said, '\n') != said + strlen(said) - 1)
         fail_msg("expected one line of cogsmith's: %s", r->err);
     assert_string_equal(r->out, "");
 }

@@ -11,32 +11,11 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "tests/data/scratch.h"
+#include "tests/data/folder.h"
 #include "tests/trainer/layers.h"
 #include "tests/trainer/models.h"
 
 static const char ADAPTER[] = "tests/golden/dit/2b/lora";
-
-static char *folder; /* of the running test */
-
-static int enter(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
-
-/* "folder/name", until the next call. */
-static const char *in_folder(const char *name) {
-    static char path[200];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    return path;
-}
 
 static Weights open_weights(const char *path) {
     Weights w;

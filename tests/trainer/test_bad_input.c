@@ -388,6 +388,13 @@ static void test_foreign_adapters(void **state) {
     char *start = xprintf("lora.start=%s", at("none"));
     refused_by_probe(start, EXIT_USER, PARTS("lora.start", at("none"), "No such file", "Check"));
     free(start);
+    mkdir(at("step"), 0755);
+    write_text(at("step/manifest.json"), "{}");
+    rename(at("lora"), at("step/adapter"));
+    start = xprintf("lora.start=%s", at("step"));
+    refused_by_probe(start, EXIT_USER,
+                     PARTS("lora.start", "a run or checkpoint", at("step/adapter")));
+    free(start);
 }
 
 static void test_settings(void **state) {
@@ -560,13 +567,13 @@ static void test_disk(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_weights),       TEST(test_values),
-        TEST(test_config),        TEST(test_config_text),
-        TEST(test_model_path),    TEST(test_shards),
-        TEST(test_adapters),      TEST(test_foreign_adapters),
-        TEST(test_settings),      TEST(test_inputs),
-        TEST(test_other_tensors), TEST(test_plan_of_damaged_weights),
-        TEST(test_unreadable),    TEST(test_disk),
+        TEST(test_weights),          TEST(test_values),
+        TEST(test_config),           TEST(test_config_text),
+        TEST(test_model_path),       TEST(test_shards),
+        TEST(test_adapters),         TEST(test_foreign_adapters),
+        TEST(test_settings),         TEST(test_inputs),
+        TEST(test_other_tensors),    TEST(test_plan_of_damaged_weights),
+        TEST(test_unreadable),       TEST(test_disk),
         TEST(test_plan_of_too_much),
     };
     return cmocka_run_group_tests_name("bad input", tests, NULL, NULL);

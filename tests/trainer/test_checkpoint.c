@@ -271,6 +271,8 @@ static void folders_of_others(void **state) {
             "Choose another");
     clips_run(in_train("notes"), "test \"$(ls -A)\" = mine.txt");
     REFUSED(TRAIN("whole", LONG, "train.resume=never"), EXIT_USER, "train.resume", "holds a run");
+    REFUSED(TRAIN("none", LONG, "train.resume=/none"), EXIT_USER, "train.resume: /none: expected a",
+            "checkpoints/step-");
     train_expect(TRAIN("empty", "train.steps=1"), 0);
 }
 

@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,6 +13,7 @@
 #include <cmocka.h>
 
 #include "tests/trainer/exports.h"
+#include "trainer/stop.h"
 
 static int64_t count_of(const SafetensorsTensor *t) {
     return (int64_t)(t->bytes / dtype_size(t->dtype));
@@ -369,6 +371,24 @@ static void test_shards(void **state) {
     weights_close(&want);
 }
 
+/* A request to stop leaves nothing of what was half written. */
+static void test_stop(void **state) {
+    (void)state;
+    const char *from = "tests/golden/dit/2b/transformer", *out = in_folder("out");
+    pid_t child = fork();
+    if (!child) {
+        Error e = {0};
+        stop_catch();
+        raise(SIGINT);
+        bool ok = export_merged(out, from, NULL, DT_COUNT, DT_COUNT, 100000, "card", &e);
+        _exit(ok ? 1 : e.exit_code);
+    }
+    int status;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == EXIT_STOPPED);
+    assert_int_equal(scratch_count(folder), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_merged_f32, enter, leave),
@@ -383,6 +403,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_full_disk, enter, leave),
         cmocka_unit_test_setup_teardown(test_refused, enter, leave),
         cmocka_unit_test_setup_teardown(test_shards, enter, leave),
+        cmocka_unit_test_setup_teardown(test_stop, enter, leave),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,27 +2,13 @@
 #define _GNU_SOURCE
 #include "trainer/host_memory.h"
 
-#include "tests/data/scratch.h"
+#include "tests/data/folder.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <sys/stat.h>
 
 #include <cmocka.h>
-
-static char *folder;
-
-static int make_folder(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
 
 static void put(const char *path, const char *text) {
     char *whole = xprintf("%s/%s", folder, path), *slash = strrchr(whole, '/');
@@ -94,5 +80,5 @@ int main(void) {
         cmocka_unit_test(as_in_a_container),
         cmocka_unit_test(version_one),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, enter, leave);
 }

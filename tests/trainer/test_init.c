@@ -11,23 +11,10 @@
 
 #include <cmocka.h>
 
+#include "tests/data/folder.h"
 #include "tests/trainer/program.h"
 
 enum { LEAST_LINES = 20, MOST_LINES = 40 };
-
-static char *folder; /* of the running test */
-
-static int enter(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
 
 /* Runs init into folder/NAME; the caller frees the path of the config that it printed. */
 static char *init(const char *name) {

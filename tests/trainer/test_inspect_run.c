@@ -9,21 +9,8 @@
 
 #include <cmocka.h>
 
+#include "tests/data/folder.h"
 #include "tests/trainer/program.h"
-
-static char *folder; /* of the running test */
-
-static int enter(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int leave(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
 
 /* The one report of `inspect --json`; ends the test where it fails. */
 static json_t *inspect_json(const char *path) {

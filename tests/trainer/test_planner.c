@@ -9,6 +9,7 @@
 #include "tests/trainer/ranks.h"
 #include "trainer/planner.h"
 #include "trainer/prompts.h"
+#include "trainer/tiling.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -96,6 +97,32 @@ static void held_out_losses_count(void **state) {
     assert_true(with.tried[0].holdout_bytes > 0);
     assert_int_equal(with.tried[0].bytes.total,
                      without.tried[0].bytes.total + with.tried[0].holdout_bytes);
+    planner_close(&without);
+    planner_close(&with);
+    config_free(c);
+}
+
+/* Previews are sampled and then decoded beside what training holds, which leaves them their room.
+ */
+static void previews_get_their_room(void **state) {
+    (void)state;
+    Config *c = config_for("5b", "lora");
+    const Profile *profile = profile_find("rtx4090");
+    int64_t available = GIB(6) - profile->context_bytes;
+    Planning without = planner_try(c, TRAIN_LORA, profile, true, available);
+    set(c, "train.sample_every", "100");
+    Planning with = planner_try(c, TRAIN_LORA, profile, true, available);
+    const MemoryChoice *a = &without.tried[without.chosen], *b = &with.tried[with.chosen];
+    VaeTiling tiles = {.choice = VAE_TILE_ON,
+                       .overlap_height = VAE_TILING_DEFAULT.overlap_height,
+                       .overlap_width = VAE_TILING_DEFAULT.overlap_width};
+    int64_t decoder = vae_least_bytes(&VAE_PUBLISHED, (Device){cuda_table(), DT_BF16}, VAE_DECODER,
+                                      13, 60, 90, &tiles);
+    assert_int_equal(without.decoder_bytes, 0);
+    assert_int_equal(with.decoder_bytes, decoder);
+    assert_true(decoder > GIB(0.5) && decoder < GIB(4));
+    assert_true(a->fits && a->bytes.total + decoder > available);
+    assert_true(b->fits && b->holdout_bytes >= decoder);
     planner_close(&without);
     planner_close(&with);
     config_free(c);
@@ -344,6 +371,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(what_is_free_is_the_limit),
         cmocka_unit_test(what_is_chosen_fits),
         cmocka_unit_test(held_out_losses_count),
+        cmocka_unit_test(previews_get_their_room),
         cmocka_unit_test(the_best_ends_the_search),
         cmocka_unit_test(too_little_of_everything),
         cmocka_unit_test(too_little_host_memory),

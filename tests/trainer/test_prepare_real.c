@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "data/cache.h"
+#include "tests/data/folder.h"
 #include "tests/trainer/prepare_model.h"
 
 #include <signal.h>
@@ -23,8 +24,6 @@ enum {
     N = F * C * (H / 8) * (W / 8),
     PIXELS = 3 * T * H * W
 };
-
-static char *folder;
 
 /* Planes [C,F,h*w] of the cache's frames [F,C,h*w]. */
 static void to_planes(const float *frames, float *planes) {
@@ -129,22 +128,10 @@ static void what_people_have_is_used(void **state) {
     free(data);
 }
 
-static int setup(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(real_clips_come_back),
         cmocka_unit_test(what_people_have_is_used),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, enter, leave);
 }

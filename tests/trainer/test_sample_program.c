@@ -10,71 +10,14 @@
 #include <cmocka.h>
 
 #include "kernels/random.h"
+#include "tests/data/folder.h"
+#include "tests/trainer/pipelines.h"
 #include "tests/trainer/program.h"
-
-static const double STEP_BOUND = 2e-4, FRAME_BOUND = 1e-4;
-static const char PIPELINE[] = "../shared/golden/pipeline", TINY[] = "../shared/tiny/model";
-
-static char *folder; /* for what the program writes */
-
-static bool is_here(const char *path) {
-    if (!access(path, F_OK)) return true;
-    print_message("SKIPPED: %s is not here\n", path);
-    return false;
-}
-
-/* ---- tensors ----------------------------------------------------------------------------------
- */
-
-static Safetensors open_tensors(const char *path) {
-    Safetensors s;
-    Error e;
-    if (!safetensors_open(&s, path, &e)) fail_msg("%s", e.text);
-    return s;
-}
-
-/* F32 tensors of these files are aligned. */
-static const float *floats(const Safetensors *s, const char *name) {
-    const SafetensorsTensor *t = safetensors_find(s, name);
-    return t ? t->data : NULL;
-}
-
-static double distance(const float *a, const float *b, int64_t n) {
-    double most = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double d = fabs((double)a[i] - (double)b[i]);
-        if (!(d <= most)) most = d;
-    }
-    return most;
-}
 
 static double tensor_distance(const Safetensors *a, const Safetensors *b, const char *name) {
     const SafetensorsTensor *x = safetensors_find(a, name), *y = safetensors_find(b, name);
     if (!x || !y || x->bytes != y->bytes) fail_msg("%s: %s differs in size", a->path, name);
     return distance(x->data, y->data, (int64_t)(x->bytes / sizeof(float)));
-}
-
-/* ---- the golden cases -------------------------------------------------------------------------
- */
-
-typedef struct {
-    const char *name, *model;
-    bool dpm, dynamic;
-    int64_t frames;
-} Case;
-
-static const Case CASES[] = {
-    {"t2v_ddim", "t2v", false, false, 9},       {"t2v_ddim_dynamic", "t2v", false, true, 9},
-    {"t2v_dpm_dynamic", "t2v", true, true, 9},  {"i2v_dpm", "i2v", true, false, 9},
-    {"i2v_dpm_dynamic", "i2v", true, true, 13}, {"i2v_ddim", "i2v", false, false, 9},
-};
-enum { HEIGHT = 32, WIDTH = 48, STEPS = 4 };
-
-static Safetensors open_case(const char *name) {
-    char *path = xprintf("%s/%s.safetensors", PIPELINE, name);
-    Safetensors s = open_tensors(path);
-    free(path);
-    return s;
 }
 
 /* A setting of the call, in memory that lives until the test ends. */
@@ -327,18 +270,6 @@ static void an_interrupt_leaves_nothing(void **state) {
     free(out);
 }
 
-static int setup(void **state) {
-    (void)state;
-    folder = scratch_make();
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    scratch_remove(folder);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_program_agrees),
@@ -351,5 +282,5 @@ int main(void) {
         cmocka_unit_test(a_full_disk_leaves_nothing),
         cmocka_unit_test(an_interrupt_leaves_nothing),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, enter, leave);
 }
