@@ -98,6 +98,7 @@ static void check_gemm(const Gemm *g) {
 size_t cpu_gemm_workspace(Stream *s, const Gemm *g) {
     check_gemm(g);
     if (!g->m || !g->n || !g->k) return 0;
+    if (g->of_samples) return samples_workspace(g);
     size_t bytes = 0;
     for (int64_t first = 0; first < g->k; first += g->k_is_rows ? ROW_CHUNK : g->k) {
         GemmPart part = part_of(g, first);
@@ -126,7 +127,8 @@ static void fill(const Gemm *g, const real *bias, real *c) {
 
 static void multiply(Stream *s, const Gemm *g, const real *a, const real *b, const real *bias,
                      real *c) {
-    if (!g->k) fill(g, bias, c);
+    if (!g->k) return fill(g, bias, c);
+    if (g->of_samples) return samples_run(g, a, b, bias, c, s->workspace);
     for (int64_t first = 0; first < g->k; first += g->k_is_rows ? ROW_CHUNK : g->k) {
         GemmPart part = part_of(g, first);
         run_part(s, &part, a + first * (g->a_transposed ? g->lda : 1),
