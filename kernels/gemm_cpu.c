@@ -81,6 +81,8 @@ void gemm_check(const Gemm *g) {
     CHECK(g->batch >= 1 && g->batch <= INT32_MAX, "gemm: a batch of %lld", (long long)g->batch);
     CHECK(!g->has_bias || g->beta == 0, "gemm: a bias comes with beta 0");
     CHECK(!g->sums || g->a_transposed, "gemm: sums over rows are of a transposed A");
+    CHECK(!g->of_samples || !g->a_transposed || !g->b_transposed, "gemm: samples' columns");
+    CHECK(!g->of_samples || !g->has_bias || g->b_transposed, "gemm: a gradient with a bias");
     if (!g->epilogue) return;
     CHECK(g->batch == 1 && g->beta == 0 && g->ldc == g->n && g->type_c == g->type,
           "gemm: an epilogue of %lld matrices [%lld,%lld], ldc %lld, beta %g", (long long)g->batch,

@@ -62,22 +62,23 @@ static void run_input_grad(const Gemm *g, const real *a, const real *b, real *c,
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < parts; part++)
             sum_part(g, a, b, part * rows, MIN((part + 1) * rows, g->k), sums + part * count);
-#pragma omp for schedule(static)
-        for (int64_t at = 0; at < count; at += BLOCK) {
-            int64_t n = MIN(BLOCK, count - at);
-            for (int64_t part = 1; part < parts; part++)
-                add(1, sums + part * count + at, n, sums + at);
-            for (int64_t j = at; j < at + n; j++) c[j] = kept(g->beta, c + j, g->alpha * sums[j]);
-        }
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t i = 0; i < g->m; i++)
+            for (int64_t j0 = 0; j0 < g->n; j0 += BLOCK) {
+                int64_t n = MIN(BLOCK, g->n - j0);
+                real *sum = sums + i * g->n + j0, *to = c + i * g->ldc + j0;
+                for (int64_t part = 1; part < parts; part++) add(1, sum + part * count, n, sum);
+                for (int64_t j = 0; j < n; j++) to[j] = kept(g->beta, to + j, g->alpha * sum[j]);
+            }
     }
 }
 
 /* A [k,m], B [k,n]. */
 static void run_weight_grad(const Gemm *g, const real *a, const real *b, real *c) {
-    bool streamed = g->beta == 0 && is_streamed(g->m, g->n, c);
+    bool streamed = g->beta == 0 && is_streamed(g->m, g->ldc, c);
 #pragma omp parallel for schedule(static) if (g->m * g->n >= PARALLEL_MIN)
     for (int64_t i = 0; i < g->m; i++) {
-        real *to = c + i * g->n;
+        real *to = c + i * g->ldc;
         int64_t j = 0;
         for (; j + LANES <= g->n; j += LANES) {
             Vec sum = {0};
@@ -101,8 +102,6 @@ size_t samples_workspace(const Gemm *g) {
 
 void samples_run(const Gemm *g, const real *a, const real *b, const real *bias, real *c,
                  void *workspace) {
-    CHECK(g->ldc == g->n, "gemm: samples' rows of %lld elements lie %lld apart", (long long)g->n,
-          (long long)g->ldc);
     if (g->a_transposed) return run_weight_grad(g, a, b, c);
     if (g->b_transposed) return run_forward(g, a, b, bias, c);
     run_input_grad(g, a, b, c, workspace);
