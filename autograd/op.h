@@ -26,12 +26,13 @@ typedef enum {
 
 /* Runs of rows (or elements) that belong to one sample each. `cu` is [n + 1], from 0. Where they
  * are parts of samples, `first` [n] says at which of its sample's rows each begins, and `sample`
- * [n] whose it is; NULL: they are the samples. */
+ * [n] whose it is; NULL: they are the samples. `single`: one row each, whatever the samples. */
 typedef struct {
     int n;
     const int64_t *cu;
     const int64_t *first;
     const int32_t *sample;
+    bool single;
 } Segments;
 
 /* Latent sizes of the samples of a pack. */
@@ -43,8 +44,9 @@ typedef struct {
 typedef union {
     struct {
         real alpha;
-        int slice;
-    } linear; /* slice: of the residual's leading axis */
+        int slice; /* of the residual's leading axis */
+        bool of_samples;
+    } linear;
     struct {
         real p;
         uint32_t purpose;

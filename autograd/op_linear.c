@@ -37,7 +37,8 @@ static Gemm product(const Node *n, Dims d) {
                   .stride_bias = d.out,
                   .alpha = n->attr.linear.alpha,
                   .beta = residual ? 1 : 0,
-                  .has_bias = b != NULL};
+                  .has_bias = b != NULL,
+                  .of_samples = n->attr.linear.of_samples};
 }
 
 /* dx += alpha dy_g w_g, one slice. */
@@ -52,7 +53,8 @@ static Gemm product_dx(const Node *n, Dims d, real keep) {
                   .ldb = d.in,
                   .ldc = d.in,
                   .alpha = n->attr.linear.alpha,
-                  .beta = keep};
+                  .beta = keep,
+                  .of_samples = n->attr.linear.of_samples};
 }
 
 static Gemm product_dw(const Node *n, Dims d, real keep) {
@@ -70,7 +72,8 @@ static Gemm product_dw(const Node *n, Dims d, real keep) {
                   .stride_c = d.out * d.in,
                   .alpha = n->attr.linear.alpha,
                   .beta = keep,
-                  .k_is_rows = true};
+                  .k_is_rows = true,
+                  .of_samples = n->attr.linear.of_samples};
 }
 
 /* The slice that the products read or write of a tensor shaped like the output. */
@@ -214,4 +217,10 @@ Tensor *op_linear_add(Graph *g, Tensor *x, Tensor *w, Tensor *residual, real alp
     Tensor *y = graph_tensor(g, w->name, residual->shape, g->dtype, ROLE_VALUE);
     Attr attr = {.linear = {.alpha = alpha, .slice = slice}};
     return graph_record(g, &LINEAR, attr, 4, (Tensor *[]){x, w, NULL, residual}, 1, &y);
+}
+
+Tensor *op_linear_of_samples(Tensor *y) {
+    CHECK(y->from && y->from->op == &LINEAR, "linear_of_samples: %s is of no linear map", y->name);
+    y->from->attr.linear.of_samples = true;
+    return y;
 }

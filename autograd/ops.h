@@ -13,6 +13,8 @@ Tensor *op_linear(Graph *g, Tensor *x, Tensor *w, Tensor *b);
 /* y = residual, plus alpha * x w^T on slice `slice` of its leading axis. x [S,K], w [O,K], residual
  * [S,O] (slice 0) or [G,S,O]; residual is consumed. LoRA's second product. */
 Tensor *op_linear_add(Graph *g, Tensor *x, Tensor *w, Tensor *residual, real alpha, int slice);
+/* Says of what either has answered that its rows are samples (Gemm.of_samples); answers y. */
+Tensor *op_linear_of_samples(Tensor *y);
 
 /* gelu, tanh form; silu. x any shape; consumed. */
 Tensor *op_gelu(Graph *g, Tensor *x);

@@ -1,8 +1,10 @@
 /* Owns the CPU as a device: its table, its streams, its memory, and casts between number types. */
+#define _DEFAULT_SOURCE
 #include "kernels/cpu.h"
 #include "kernels/math.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 static Stream *cpu_stream_open(void) {
     Stream *s = xcalloc(1, sizeof *s);
@@ -32,8 +34,14 @@ static void cpu_host_call(Stream *s, HostCall *call, const void *args, size_t by
     call(args);
 }
 
+/* Large memory lies in large pages, where the system has some: kernels that stream through it wait
+ * for its page tables otherwise. */
 static void *cpu_alloc(size_t bytes) {
-    return aligned_alloc(256, (size_t)align_up((int64_t)MAX(bytes, 1), 256));
+    const size_t page = 2 << 20;
+    size_t unit = bytes < 4 * page ? 256 : page;
+    void *p = aligned_alloc(unit, (bytes / unit + 1) * unit);
+    if (p && unit == page) madvise(p, bytes / page * page, MADV_HUGEPAGE);
+    return p;
 }
 
 static void cpu_copy(Stream *s, void *to, const void *from, size_t bytes) {

@@ -1,7 +1,8 @@
 /* What a matrix product on the CPU is made of; nothing outside gemm_*.c includes it.
  *
  * gemm_cpu.c splits a Gemm into parts. A part is computed by the library (gemm_onednn2.c,
- * gemm_onednn3.c, or gemm_none.c where there is none: CMake chooses), or by gemm_tiles.c.
+ * gemm_onednn3.c, or gemm_none.c where there is none: CMake chooses), or by gemm_tiles.c. Rows of
+ * samples are not split: gemm_samples.c computes them.
  */
 #pragma once
 
@@ -34,3 +35,8 @@ void product_run(Library *l, const Product *p, const real *a, const real *b, con
 size_t tiles_workspace(const GemmPart *part); /* bytes */
 void tiles_run(const GemmPart *part, const real *a, const real *b, const real *bias, real *c,
                void *workspace);
+
+/* Products whose rows are samples (Gemm.of_samples), members of a batch one by one. */
+size_t samples_workspace(const Gemm *g); /* bytes */
+void samples_run(const Gemm *g, const real *a, const real *b, const real *bias, real *c,
+                 void *workspace);

@@ -81,6 +81,8 @@ void gemm_check(const Gemm *g) {
     CHECK(g->batch >= 1 && g->batch <= INT32_MAX, "gemm: a batch of %lld", (long long)g->batch);
     CHECK(!g->has_bias || g->beta == 0, "gemm: a bias comes with beta 0");
     CHECK(!g->sums || g->a_transposed, "gemm: sums over rows are of a transposed A");
+    CHECK(!g->of_samples || !g->a_transposed || !g->b_transposed, "gemm: samples' columns");
+    CHECK(!g->of_samples || !g->has_bias || g->b_transposed, "gemm: a gradient with a bias");
     if (!g->epilogue) return;
     CHECK(g->batch == 1 && g->beta == 0 && g->ldc == g->n && g->type_c == g->type,
           "gemm: an epilogue of %lld matrices [%lld,%lld], ldc %lld, beta %g", (long long)g->batch,
@@ -98,6 +100,7 @@ static void check_gemm(const Gemm *g) {
 size_t cpu_gemm_workspace(Stream *s, const Gemm *g) {
     check_gemm(g);
     if (!g->m || !g->n || !g->k) return 0;
+    if (g->of_samples) return samples_workspace(g);
     size_t bytes = 0;
     for (int64_t first = 0; first < g->k; first += g->k_is_rows ? ROW_CHUNK : g->k) {
         GemmPart part = part_of(g, first);
@@ -126,7 +129,8 @@ static void fill(const Gemm *g, const real *bias, real *c) {
 
 static void multiply(Stream *s, const Gemm *g, const real *a, const real *b, const real *bias,
                      real *c) {
-    if (!g->k) fill(g, bias, c);
+    if (!g->k) return fill(g, bias, c);
+    if (g->of_samples) return samples_run(g, a, b, bias, c, s->workspace);
     for (int64_t first = 0; first < g->k; first += g->k_is_rows ? ROW_CHUNK : g->k) {
         GemmPart part = part_of(g, first);
         run_part(s, &part, a + first * (g->a_transposed ? g->lda : 1),

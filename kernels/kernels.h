@@ -51,6 +51,8 @@ typedef struct {
     real alpha, beta; /* beta is 0 or 1; with 0, C is not read */
     bool has_bias;    /* only with beta 0 */
     bool k_is_rows;   /* k counts rows of a pack: the CPU sums by ROW_CHUNK, in order */
+    bool of_samples;  /* rows are samples, few of them; B alone is transposed, A alone, or none;
+                         a bias only with the first */
     Epilogue epilogue;
     void *aux;  /* [m,n] of C's type: the GELU's input, written or read */
     real *sums; /* [batch,m] = keep_sums * sums + sum over op(A)'s columns, which alpha does

@@ -153,10 +153,10 @@ void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn) {
     }
 }
 
-/* The least time that the measured limits allow, over the time taken; times are sorted. */
+/* The least time that the measured limits allow, over the time taken; both are sorted. */
 static double share_of(const Bench *b, const BenchRow *r) {
     double flops = r->cost.flops / b->limit.matmul_flops;
-    if (r->compared[0]) return r->compared[0] / r->seconds[0];
+    if (r->compared[0]) return r->compared[b->repeat / 2];
     return MAX(flops, r->cost.bytes / b->limit.memory_rate) / r->seconds[0];
 }
 
@@ -209,8 +209,10 @@ static int by_value(const void *x, const void *y) {
 
 void bench_print(Bench *b, bool json) {
     for (int i = 0; i < b->n_rows; i++) {
-        qsort(b->rows[i].seconds, (size_t)b->repeat, sizeof(double), by_value);
-        qsort(b->rows[i].compared, (size_t)b->repeat, sizeof(double), by_value);
+        BenchRow *r = &b->rows[i];
+        for (int turn = 0; turn < b->repeat; turn++) r->compared[turn] /= r->seconds[turn];
+        qsort(r->seconds, (size_t)b->repeat, sizeof(double), by_value);
+        qsort(r->compared, (size_t)b->repeat, sizeof(double), by_value);
     }
     if (json)
         print_json(b);

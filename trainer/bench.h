@@ -45,7 +45,8 @@ void bench_add_steps(Bench *b, const Plan *p, const double *seconds, int turn);
  * (bench_products.c).
  */
 void bench_products(Bench *b, Memory *memory, void (*micro)(void *of), void *of);
-/* A table or JSON on stdout; sorts the times. */
+/* A table or JSON on stdout: the share of a row that is compared is the median over the turns, as
+ * both were timed within one. Ends with the times sorted. */
 void bench_print(Bench *b, bool json);
 
 /* The video autoencoder: encode and decode, whole and step by step (bench_vae.c). */

@@ -28,6 +28,10 @@ void linear_add_adapter(ParamSet *p, Linear *l) {
     free(name_b);
 }
 
+static Tensor *of_rows(Segments rows, Tensor *y) {
+    return rows.single ? op_linear_of_samples(y) : y;
+}
+
 /* y, plus the adapter's part on slice `slice`. */
 static Tensor *add_adapter(Graph *g, const Linear *l, Tensor *x, Tensor *y, int slice,
                            Segments rows, Tensor *ordinals) {
@@ -36,13 +40,14 @@ static Tensor *add_adapter(Graph *g, const Linear *l, Tensor *x, Tensor *y, int 
     Tensor *b = graph_param(g, l->lora_b, 1, SHAPE(linear_out(l), l->rank));
     if (l->dropout > 0 && ordinals)
         x = op_dropout(g, x, ordinals, rows, l->dropout, PURPOSE_DROPOUT + l->ordinal);
-    return op_linear_add(g, op_linear(g, x, a, NULL), b, y, l->scale, slice);
+    x = of_rows(rows, op_linear(g, x, a, NULL));
+    return of_rows(rows, op_linear_add(g, x, b, y, l->scale, slice));
 }
 
 Tensor *linear_forward(Graph *g, const Linear *l, Tensor *x, Segments rows, Tensor *ordinals) {
     Tensor *w = graph_param(g, l->w, 1, SHAPE(linear_out(l), linear_in(l)));
     Tensor *b = l->has_bias ? graph_param(g, l->b, 1, SHAPE(linear_out(l))) : NULL;
-    return add_adapter(g, l, x, op_linear(g, x, w, b), 0, rows, ordinals);
+    return add_adapter(g, l, x, of_rows(rows, op_linear(g, x, w, b)), 0, rows, ordinals);
 }
 
 Tensor *linear_forward_fused(Graph *g, const Linear *l, int n, Tensor *x, Segments rows,
@@ -50,7 +55,7 @@ Tensor *linear_forward_fused(Graph *g, const Linear *l, int n, Tensor *x, Segmen
     int64_t out = linear_out(l), in = linear_in(l);
     Tensor *w = graph_param(g, l->w, n, SHAPE(n, out, in));
     Tensor *b = l->has_bias ? graph_param(g, l->b, n, SHAPE(n, out)) : NULL;
-    Tensor *y = op_linear(g, x, w, b);
+    Tensor *y = of_rows(rows, op_linear(g, x, w, b));
     for (int i = 0; i < n; i++) y = add_adapter(g, &l[i], x, y, i, rows, ordinals);
     return y;
 }

@@ -2,9 +2,10 @@
 #include "trainer/pack.h"
 
 static Segments segments(Graph *g, int n) {
-    return (Segments){n, graph_alloc(g, (size_t)(n + 1) * sizeof(int64_t)),
-                      graph_alloc(g, (size_t)n * sizeof(int64_t)),
-                      graph_alloc(g, (size_t)n * sizeof(int32_t))};
+    return (Segments){.n = n,
+                      .cu = graph_alloc(g, (size_t)(n + 1) * sizeof(int64_t)),
+                      .first = graph_alloc(g, (size_t)n * sizeof(int64_t)),
+                      .sample = graph_alloc(g, (size_t)n * sizeof(int32_t))};
 }
 
 static void set_run(Segments s, int i, int64_t length, int64_t first, int sample) {
@@ -28,6 +29,7 @@ static void set_sizes(Graph *g, PackTables *p, const DitConfig *c, const Pack *p
     p->latents = (LatentSizes){n, (const int64_t(*)[3])latents};
     p->grid = (LatentSizes){n, (const int64_t(*)[3])grid};
     p->samples = segments(g, n);
+    p->samples.single = true;
     p->elements = segments(g, n);
     for (int b = 0; b < n; b++) {
         int64_t f = pack->fhw[b][0], h = pack->fhw[b][1], w = pack->fhw[b][2];

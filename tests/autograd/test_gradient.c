@@ -24,6 +24,7 @@ enum {
     ROPE = 4,
     TOGETHER = 8, /* the op wants the gradients of all its inputs */
     SAMPLES = 16, /* the loss has a sample per segment */
+    FEW = 32,     /* the rows of a linear map are samples */
 };
 
 static int64_t total(const Case *c) {
@@ -60,7 +61,8 @@ static Tensor *linear(Scene *s, const Case *c) {
     Tensor *x = scene_input(s, "x", SHAPE(total(c), c->in), 0.5, true);
     Tensor *weight = scene_input(s, "w", w, 0.5, true);
     Tensor *bias = c->flags & BIAS ? scene_input(s, "b", b, 0.5, true) : NULL;
-    return op_linear(s->graph, x, weight, bias);
+    Tensor *y = op_linear(s->graph, x, weight, bias);
+    return c->flags & FEW ? op_linear_of_samples(y) : y;
 }
 
 /* One product on each slice, as LoRA has it. */
@@ -72,6 +74,7 @@ static Tensor *linear_add(Scene *s, const Case *c) {
     for (int i = 0; i < MAX(c->n, 1); i++) {
         Tensor *w = scene_input(s, "w", SHAPE(c->out, c->in), 0.5, true);
         y = op_linear_add(s->graph, x, w, y, (real)(0.5 + i), i);
+        if (c->flags & FEW) y = op_linear_of_samples(y);
     }
     return y;
 }
@@ -257,6 +260,9 @@ static const Case CASES[] = {
     {"linear, 1 column",               linear, {5}, 7, 1, 0, BIAS},
     {"linear, no bias",                linear, {37}, 13, 19, 0, 0},
     {"linear, bias",                   linear, {67}, 17, 33, 0, BIAS},
+    {"linear, of samples",             linear, {3}, 67, 35, 0, BIAS | FEW},
+    {"linear, of samples, 2 slices",   linear, {1}, 5, 131, 2, FEW},
+    {"linear_add, of samples",         linear_add, {2}, 70, 9, 0, FEW},
     {"linear, rows over a chunk",      linear, {1031}, 3, 2, 0, BIAS},
     {"linear, 3 slices",               linear, {9}, 5, 7, 3, 0},
     {"linear, 3 slices, bias",         linear, {1}, 6, 5, 3, BIAS},

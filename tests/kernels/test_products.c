@@ -69,6 +69,44 @@ static void gemm_is_the_plain_sum(void **state) {
         }
 }
 
+static void gemm_of_samples_is_the_plain_sum(void **state) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {1, 130, 512}, {2, 7, 300}, {3, 257, 65},
+                                       {512, 96, 1}, {300, 200, 3}, {2, 600, 5000}};
+    for (size_t i = 0; i < COUNT(sizes); i++)
+        for (int flags = 0; flags < 12; flags++) {
+            Gemm g = {.m = sizes[i][0], .n = sizes[i][1], .k = sizes[i][2], .batch = 1};
+            g.of_samples = true;
+            g.a_transposed = flags % 3 == 1;
+            g.b_transposed = flags % 3 == 2;
+            g.k_is_rows = g.a_transposed;
+            g.alpha = flags / 3 == 3 ? (real)-0.375 : 1;
+            g.beta = flags / 3 == 1;
+            g.has_bias = flags / 3 >= 2 && g.b_transposed;
+            check_gemm(*state, g);
+        }
+}
+
+/* What a sample becomes depends on nothing else. */
+static void gemm_of_samples_takes_each_alone(void **state) {
+    enum { SAMPLES = 5, N = 700, K = 900 };
+    real *a = numbers(SAMPLES * K, 1), *b = numbers(N * K, 2), *c = output(SAMPLES * N, 0, 3),
+         *one = output(N, 0, 4);
+    for (int flags = 0; flags < 2; flags++) {
+        Gemm g = {.m = SAMPLES, .n = N, .k = K, .batch = 1, .lda = K, .ldc = N, .alpha = 1};
+        g.type = g.type_c = DT_REAL;
+        g.of_samples = true;
+        g.b_transposed = flags;
+        g.ldb = flags ? K : N;
+        BACKEND_CPU.gemm(*state, &g, a, b, NULL, c);
+        g.m = 1;
+        for (int i = 0; i < SAMPLES; i++) {
+            BACKEND_CPU.gemm(*state, &g, a + i * K, b, NULL, one);
+            expect_same("a sample alone", one, c + i * N, N * sizeof *one);
+        }
+    }
+    release(4, a, b, c, one);
+}
+
 static void gemm_scales_then_adds(void **state) {
     Gemm g = {.m = 5, .n = 9, .k = 20, .batch = 1, .b_transposed = true, .alpha = (real)0.7};
     Gemm with_bias = g, with_beta = g;
@@ -399,6 +437,8 @@ static int setup(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gemm_is_the_plain_sum),
+        cmocka_unit_test(gemm_of_samples_is_the_plain_sum),
+        cmocka_unit_test(gemm_of_samples_takes_each_alone),
         cmocka_unit_test(gemm_scales_then_adds),
         cmocka_unit_test(gemm_repeats_what_has_stride_zero),
         cmocka_unit_test(gemm_sums_rows_by_chunks),
